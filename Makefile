@@ -1,0 +1,35 @@
+# make demo   the main job on the artificial language family: no download of data or models
+# make test   the tests
+# make lint   ruff and mypy
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+WORK ?= work
+
+.PHONY: demo test lint install clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	# The first line fetches the pins without resolving, which takes pip minutes; the second adds what a build of torch needs.
+	$(BIN)/pip install --quiet --no-deps --requirement constraints.txt
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/ltsft toy $(WORK)/toy
+	$(BIN)/ltsft run configs/toy.yaml
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(WORK)/toy $(WORK)/toy-store

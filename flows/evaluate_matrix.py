@@ -1,0 +1,68 @@
+"""Evaluate the language matrix: score every cell whose parts changed, put all cells together, report.
+
+Reads the SFTs and the test sets; writes one MLflow run for each new cell and one for the matrix, with figures and a
+page. Locally: ``ltsft run PROJECT``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from ltsft.config import ProjectRef
+from ltsft.errors import LtsftError
+from ltsft.plan import Step, cell_subject
+from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, score_cell
+from tasks.matrix import matrix_key, matrix_parts
+from tasks.progress import show
+from tasks.validation import validate_test
+from tasks.workspace import Workspace, open_workspace
+
+
+@flow(name="evaluate-matrix", flow_run_name="evaluate-matrix {project.file}", validate_parameters=True)
+def evaluate_matrix(project: ProjectRef, failures: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Score what is not up to date and report the whole matrix.
+
+    Args:
+        project: the project.
+        failures: by subject of an SFT, why it could not be made; shown in the gaps of the matrix.
+
+    Returns:
+        The gaps: by subject of the cell, why it has no score.
+    """
+    workspace = open_workspace(project)
+    reasons = dict(failures or {})
+    for step in workspace.plan.of_kind("cell"):
+        if step.is_up_to_date or any(workspace.run_of(need) is None for need in step.product.needs):
+            continue
+        show(step.product.subject)
+        try:
+            _score(workspace, step)
+        except LtsftError as error:
+            get_run_logger().error("%s has no score: %s", step.product.subject, error)
+            reasons[step.product.subject] = str(error)
+    show("matrix")
+    scored = assemble_matrix(workspace, reasons)
+    _report(workspace, scored)
+    return {cell_subject(c.target_task, c.language): c.reason for c in scored.matrix.cells if c.is_gap}
+
+
+def _score(workspace: Workspace, step: Step) -> None:
+    target = workspace.project.target_tasks[str(step.product.target_task)]
+    with workspace.claim(step.product.key, step.product.subject) as existing:
+        if existing is None:
+            with workspace.open_run(step) as run:
+                validate_test(workspace, target, step, run)
+                score_cell(workspace, target, step, run)
+            workspace.remove_working_folder(step)
+
+
+def _report(workspace: Workspace, scored: ScoredMatrix) -> None:
+    parts = matrix_parts(workspace.plan, scored.matrix)
+    key, name = matrix_key(parts), f"matrix {workspace.project.name}"
+    with workspace.claim(key, name) as existing:
+        if existing is None:
+            with workspace.tracker.open_run(name=name, kind="matrix", subject="matrix", key=key, parts=parts) as run:
+                log_matrix(workspace, scored, run)

@@ -1,0 +1,1 @@
+"""Sparse fine-tuning of multilingual encoders: learn, store, compose and measure SFTs."""

@@ -1,0 +1,250 @@
+"""The base: a pretrained encoder with a masked-LM head, what identifies it, and what each parameter is for.
+
+Everything goes through the Auto classes: there is no code for a single architecture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ltsft.errors import BaseModelError, ConfigError
+from ltsft.sft import BaseRef
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What each parameter of a model is for.
+
+    Attributes:
+        maskable: encoder parameters that may be sparse, by name relative to `model.base_model`.
+        head: parameters outside the encoder that are trained whole, by full name.
+        frozen: names, full, of the parameters that stay as they are.
+    """
+
+    maskable: dict[str, nn.Parameter]
+    head: dict[str, nn.Parameter]
+    frozen: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of maskable weights."""
+        return sum(p.numel() for p in self.maskable.values())
+
+
+class Base:
+    """A loaded base: its tokenizer, its identity, and fresh models with one head or another."""
+
+    def __init__(self, id: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.id = id
+        self.revision = revision
+        self.tokenizer = tokenizer
+
+    def masked_lm(self) -> PreTrainedModel:
+        """Load a fresh float32 model with the masked-LM head, output embeddings untied from the input's.
+
+        Raises:
+            BaseModelError: it cannot be loaded, or lacks weights of the encoder or of the head.
+        """
+        model, missing = _from_pretrained(AutoModelForMaskedLM, self.id, self.revision)
+        self._refuse_missing(model, missing)
+        _untie_output_embeddings(model)
+        return model
+
+    def token_classifier(self, labels: Sequence[str], *, seed: int) -> PreTrainedModel:
+        """Load a fresh float32 model with a new token-classification head, initialised from the seed.
+
+        Raises:
+            BaseModelError: it cannot be loaded, or lacks weights of the encoder.
+        """
+        names = dict(enumerate(labels))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, missing = _from_pretrained(
+                AutoModelForTokenClassification,
+                self.id,
+                self.revision,
+                num_labels=len(labels),
+                id2label=names,
+                label2id={label: i for i, label in names.items()},
+            )
+        self._refuse_missing(model, {name for name in missing if name.startswith(f"{model.base_model_prefix}.")})
+        return model
+
+    def _refuse_missing(self, model: PreTrainedModel, missing: set[str]) -> None:
+        """Refuse a base with made-up weights: they would be others at every load."""
+        if missing:
+            raise BaseModelError(
+                f"base {self.id!r}{_at(self.revision)} lacks {len(missing)} weights of {type(model).__name__}, such as "
+                f"{min(missing)!r}; save it with its masked-LM head (AutoModelForMaskedLM, save_pretrained)"
+            )
+
+    @cached_property
+    def _fingerprints(self) -> tuple[str, str]:
+        model = self.masked_lm()
+        encoder = fingerprint_parameters(model.base_model.named_parameters())
+        inside = {id(p) for p in model.base_model.parameters()}
+        head = fingerprint_parameters((n, p) for n, p in model.named_parameters() if id(p) not in inside)
+        return encoder, head
+
+    @cached_property
+    def ref(self) -> BaseRef:
+        """The identity of the base: what every SFT is bound to."""
+        folder = Path(self.id)
+        return BaseRef(
+            id=folder.name if folder.is_dir() else self.id,  # a path of this machine would make SFT files differ
+            revision=self.revision,
+            fingerprint=self._fingerprints[0],
+            tokenizer_fingerprint=fingerprint_tokenizer(self.tokenizer),
+        )
+
+    @property
+    def head_fingerprint(self) -> str:
+        """SHA-256 over the masked-LM head: it determines what a language SFT learns, but not what it composes with."""
+        return self._fingerprints[1]
+
+
+def load_base(id: str, revision: str | None = None) -> Base:
+    """Find a base by hub id and revision, or by folder.
+
+    Args:
+        id: hub id such as ``google-bert/bert-base-multilingual-cased``, or a folder.
+        revision: commit, tag or branch on the hub; ignored by folders.
+
+    Raises:
+        BaseModelError: it cannot be loaded, or has no fast tokenizer with a mask token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(id, revision=revision, use_fast=True)
+    except Exception as error:  # a damaged tokenizer.json fails as a plain Exception of the Rust library
+        raise BaseModelError(
+            f"cannot load the tokenizer of base {id!r}{_at(revision)}: {_first_line(error)}; "
+            "give a hub id with a revision that exists, or a folder saved with save_pretrained"
+        ) from error
+    if not tokenizer.is_fast:
+        raise BaseModelError(f"base {id!r} has no fast tokenizer (tokenizer.json); save one with save_pretrained first")
+    if tokenizer.mask_token_id is None:
+        raise BaseModelError(f"the tokenizer of base {id!r} has no mask token; a masked language model has one")
+    return Base(id, revision, tokenizer)
+
+
+def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles:
+    """Say which parameters may be sparse, which are head and which are frozen.
+
+    The encoder's may be sparse, less its layer norms and what `freeze` names; parameters outside the encoder are the
+    head; output embeddings stay frozen, as the authors of LT-SFT advise (Ansell et al. 2022, section 4).
+
+    Args:
+        model: encoder with a head; output embeddings must be untied (`Base.masked_lm` does it).
+        freeze: shell-style patterns over names relative to the encoder, such as ``embeddings.*``.
+
+    Raises:
+        ConfigError: a pattern matches no parameter, or nothing is left to train.
+    """
+    encoder = model.base_model
+    norms = {id(p) for module in encoder.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
+    inside = dict(encoder.named_parameters())
+    patterns = tuple(freeze)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in inside):
+            raise ConfigError(
+                f"freeze: the pattern {pattern!r} matches no encoder parameter; names look like {next(iter(inside))!r}"
+            )
+    maskable = {
+        name: p
+        for name, p in inside.items()
+        if id(p) not in norms and not any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+    if not maskable:
+        raise ConfigError(f"freeze: {', '.join(patterns)} leaves no parameter of the encoder to train")
+    encoder_ids = {id(p) for p in inside.values()}
+    output = model.get_output_embeddings()
+    output_ids = {id(p) for p in output.parameters()} if output is not None else set()
+    head = {n: p for n, p in model.named_parameters() if id(p) not in encoder_ids | output_ids}
+    both = sorted(set(head) & set(maskable))
+    if both:
+        raise BaseModelError(f"{type(model).__name__}: {both[0]!r} is a parameter both of the encoder and of the head")
+    trained = {id(p) for p in (*maskable.values(), *head.values())}
+    frozen = tuple(n for n, p in model.named_parameters() if id(p) not in trained)
+    return Roles(maskable=maskable, head=head, frozen=frozen)
+
+
+def fingerprint_parameters(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash names, shapes and float32 bytes, in order of names; 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(parameters, key=lambda item: item[0]):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash what the tokenizer does: its model, normaliser, added and special tokens; 64 hex digits."""
+    backend: Any = tokenizer
+    digest = hashlib.sha256(backend.backend_tokenizer.to_str().encode())
+    for name, token in sorted(tokenizer.special_tokens_map.items()):
+        digest.update(f"{name}\0{token}\0".encode())
+    return digest.hexdigest()
+
+
+def _from_pretrained(
+    auto_class: Any, id: str, revision: str | None, **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load a model; give it with the names of the weights that the files lack."""
+    try:
+        model, info = auto_class.from_pretrained(
+            id, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BaseModelError(
+            f"cannot load base {id!r}{_at(revision)} with {auto_class.__name__}: {_first_line(error)}; "
+            "it must be an encoder with a masked-LM head, stored as safetensors"
+        ) from error
+    if not isinstance(model, PreTrainedModel):
+        raise BaseModelError(f"base {id!r} did not load as a Hugging Face model but as {type(model).__name__}")
+    return cast(PreTrainedModel, model.float()), set(info["missing_keys"])
+
+
+def _untie_output_embeddings(model: PreTrainedModel) -> None:
+    output = model.get_output_embeddings()
+    if output is None:
+        raise BaseModelError(f"{type(model).__name__} has no output embeddings; a masked-LM head is needed")
+    embeddings: Any = output
+    embeddings.weight = nn.Parameter(embeddings.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) or "Norm" in type(module).__name__
+
+
+def _at(revision: str | None) -> str:
+    return f" at revision {revision!r}" if revision else ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def locate_base(id: str, *, data_root: str) -> str:
+    """Give the folder that a base id names, relative to the data root or as it is; otherwise the hub id itself."""
+    for folder in (Path(data_root) / id, Path(id)):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    return id

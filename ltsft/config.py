@@ -1,0 +1,384 @@
+"""The project file: one YAML that describes a whole language matrix, parsed once into frozen, typed objects.
+
+No other file reads YAML. Everything that is wrong is reported at once, each with its dotted path and what is allowed.
+Paths of data are relative to ``data_root``, which the file, the environment variable ``LTSFT_DATA_ROOT`` or an
+argument sets (the argument wins, then the environment).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ValidationError as PydanticError
+
+from ltsft.errors import ConfigError
+from ltsft.gates import Gates
+
+SCHEMES = ("text", "conllu")
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Frozen(BaseModel):
+    """Base of all config objects: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Source(Frozen):
+    """A named data source: ``scheme:location``, and optionally where a missing local file comes from.
+
+    In YAML either a string (``text:text/fo.txt.gz``, ``conllu:https://host/file.conllu``) or a mapping
+    ``{file: "text:text/fo.txt.gz", origin: "https://host/fo.txt.gz"}``.
+    """
+
+    scheme: str
+    location: str
+    origin: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, str):
+            value = {"file": value}
+        if not isinstance(value, Mapping) or "file" not in value:
+            return value
+        unknown = set(value) - {"file", "origin"}
+        if unknown:
+            raise ValueError(f"unknown key {sorted(unknown)[0]!r}; allowed are file and origin")
+        scheme, separator, location = str(value["file"]).partition(":")
+        if not separator or scheme not in SCHEMES or not location:
+            allowed = ", ".join(f"{s}:" for s in SCHEMES)
+            raise ValueError(f"a source is scheme:location with one of the schemes {allowed}, got {value['file']!r}")
+        context = info.context or {}
+        root = context.get("data_root", "")
+        location = _join(root, location)
+        is_missing = "://" not in location and value.get("origin") is None and not Path(location).is_file()
+        if context.get("check_files") and is_missing:
+            raise ValueError(f"there is no file {location}; mend the path or set data_root (now {root})")
+        return {"scheme": scheme, "location": location, "origin": value.get("origin")}
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the location is a URL rather than a local path."""
+        return "://" in self.location
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.location}"
+
+
+def _join(root: str, location: str) -> str:
+    if "://" in location or location.startswith("/"):
+        return location
+    if "://" in root:
+        return f"{root.rstrip('/')}/{location}"
+    return str(Path(root, location).absolute())
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class BaseConfig(Frozen):
+    """The pretrained model: a hub id with a revision, or a folder."""
+
+    id: str = Field(min_length=1)
+    revision: str | None = None
+
+
+class Language(Frozen):
+    """A language of the matrix and its raw text."""
+
+    code: str
+    name: str
+    script: str = Field(pattern=r"^[A-Z][a-z]{3}$", description="ISO 15924, such as Latn")
+    text: Sources
+
+
+class LabelledData(Frozen):
+    """Labelled sentences of one language: what is trained on, and what chooses the best checkpoint."""
+
+    train: Sources
+    dev: Annotated[tuple[Source, ...], BeforeValidator(_as_list)] = ()
+
+
+class TargetTask(Frozen):
+    """A target task: its labels, the source languages it is learnt from and the test data of each language."""
+
+    name: str
+    objective: Literal["pos"]
+    labels: tuple[str, ...] = Field(min_length=2)
+    sources: dict[str, LabelledData] = Field(min_length=1)
+    test: dict[str, Sources]
+    supervised: dict[str, LabelledData] = {}
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("labels must be distinct")
+        return labels
+
+    @field_validator("sources")
+    @classmethod
+    def _one_source(cls, sources: dict[str, LabelledData]) -> dict[str, LabelledData]:
+        if len(sources) != 1:
+            raise ValueError(f"one source language is supported, got {', '.join(sources)}")
+        return sources
+
+    @property
+    def source_language(self) -> str:
+        """The language that the task SFT is learnt from."""
+        return next(iter(self.sources))
+
+
+class Phase(Frozen):
+    """Length and learning rate of the full or the sparse phase."""
+
+    epochs: float = Field(1.0, gt=0)
+    min_steps: int = Field(1, ge=1, description="optimizer steps at least")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most")
+    learning_rate: float = Field(5e-5, gt=0)
+    l1: float = Field(0.0, ge=0, description="weight of the pull to the base, l1 * sum|theta - theta0| / N")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Phase:
+        if self.max_steps is not None and self.max_steps < self.min_steps:
+            raise ValueError(f"max_steps ({self.max_steps}) must be at least min_steps ({self.min_steps})")
+        return self
+
+
+class Recipe(Frozen):
+    """How an SFT is learnt. Everything here is part of the key of the SFT."""
+
+    density: float | None = Field(None, gt=0, le=1, description="share of the maskable weights that may train")
+    size: int | None = Field(None, ge=1, description="K itself, instead of a density")
+    iterations: int = Field(1, ge=1, description="rounds of select and train; each adds its share of K")
+    full: Phase = Phase()
+    sparse: Phase = Phase()
+    batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes")
+    accumulation: int = Field(1, ge=1, description="micro-batches that a batch is split into")
+    max_length: int = Field(128, ge=8, description="sub-words in a sequence")
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="share of sub-words to predict (language only)")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of a phase in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0)
+    dropout: float | None = Field(None, ge=0, lt=1, description="replaces the base's dropout; its own when null")
+    max_grad_norm: float = Field(1.0, gt=0)
+    evaluations: int = Field(4, ge=1, description="times that a phase looks at the held-out score")
+    held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
+    precision: Precision = "fp32"
+    freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    seeds: tuple[int, ...] = Field((1,), min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if (self.density is None) == (self.size is None):
+            raise ValueError("give either density, in (0, 1], or size, the number of weights")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must be distinct")
+        return self
+
+    def of_seed(self, seed: int) -> dict[str, Any]:
+        """Give the plain values that go into the key of the SFT trained with this seed."""
+        return {**self.model_dump(mode="json", exclude={"seeds"}), "seed": seed}
+
+
+class Store(Frozen):
+    """Where products and checkpoints of this project are kept on this machine."""
+
+    folder: Path
+    checkpoint_minutes: float = Field(5.0, gt=0, description="the most work that a kill can cost")
+
+
+class Project(Frozen):
+    """A parsed project file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    artificial: bool = Field(False, description="the languages are artificial; said wherever they are shown")
+    data_root: str
+    base: BaseConfig
+    languages: dict[str, Language] = Field(min_length=1)
+    unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
+    target_tasks: dict[str, TargetTask] = {}
+    recipes: dict[str, Recipe]
+    gates: Gates = Gates()
+    store: Store
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """Copy the keys of `languages` and `target_tasks` into what they name."""
+        value = dict(value)
+        for section, field in (("languages", "code"), ("target_tasks", "name")):
+            entries = value.get(section)
+            if isinstance(entries, Mapping):
+                value[section] = {k: {**v, field: k} if isinstance(v, Mapping) else v for k, v in entries.items()}
+        value.setdefault("store", {"folder": f"work/{value.get('name', 'project')}"})
+        return value
+
+    def all_sources(self) -> dict[str, Source]:
+        """Give every source by its dotted path in the project file."""
+        found: dict[str, Source] = {}
+
+        def add(path: str, sources: Iterable[Source]) -> None:
+            for i, source in enumerate(sources):
+                found[f"{path}[{i}]"] = source
+
+        for code, language in self.languages.items():
+            add(f"languages.{code}.text", language.text)
+        for name, target in self.target_tasks.items():
+            for section, data in (("sources", target.sources), ("supervised", target.supervised)):
+                for code, labelled in data.items():
+                    add(f"target_tasks.{name}.{section}.{code}.train", labelled.train)
+                    add(f"target_tasks.{name}.{section}.{code}.dev", labelled.dev)
+            for code, sources in target.test.items():
+                add(f"target_tasks.{name}.test.{code}", sources)
+        return found
+
+
+def load_project(
+    path: str | Path,
+    *,
+    data_root: str | None = None,
+    base: str | None = None,
+    overrides: Iterable[str] = (),
+) -> Project:
+    """Read a project file.
+
+    Args:
+        path: the YAML file.
+        data_root: folder or URL that relative sources start from; replaces the file's and ``LTSFT_DATA_ROOT``.
+        base: hub id (``id@revision``) or folder of the base; replaces the file's id and revision.
+        overrides: ``dotted.path=value`` each, the value in YAML: ``recipes.language.density=0.05``.
+
+    Returns:
+        The frozen project; every relative source is resolved.
+
+    Raises:
+        ConfigError: naming everything that is wrong at once: unknown keys, values out of range, missing local files.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no project file {path}; configs/ has examples") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping with name, base, languages, target_tasks and recipes")
+    raw = _without_sharing(raw)
+    for override in overrides:
+        _apply_override(raw, override)
+    if base is not None:
+        identifier, _, revision = base.partition("@")
+        raw["base"] = {"id": identifier, "revision": revision or None}
+    root = data_root or os.environ.get("LTSFT_DATA_ROOT") or raw.get("data_root") or "."
+    raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
+    problems = _reference_problems(raw)
+    try:
+        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": True})
+    except PydanticError as error:
+        problems = [*_field_problems(error), *problems]
+    if problems:
+        raise ConfigError(f"{path} has mistakes:\n" + "\n".join(f"  {problem}" for problem in problems))
+    return project
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    dotted, separator, value = override.partition("=")
+    if not separator or not dotted:
+        raise ConfigError(f"an override is dotted.path=value, such as recipes.language.density=0.05; got {override!r}")
+    *parents, last = dotted.split(".")
+    node = raw
+    for key in parents:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"cannot set {dotted}: {key} is not a mapping in the project file")
+        node = child
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot set {dotted}: {value!r} is not readable YAML") from error
+
+
+def _without_sharing(value: Any) -> Any:
+    """Copy what a YAML anchor put into several places, so that an override changes one of them."""
+    if isinstance(value, dict):
+        return {key: _without_sharing(item) for key, item in value.items()}
+    return [_without_sharing(item) for item in value] if isinstance(value, list) else value
+
+
+def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
+    """Find names that stand for nothing. What is not of the right form is left to the models."""
+    languages, targets, recipes = (_as_mapping(raw.get(name)) for name in ("languages", "target_tasks", "recipes"))
+    problems = [
+        f"{section}: the name {name!r} is not text; put it in quotes (YAML has other ideas of no, yes, on and numbers)"
+        for section, names in (("languages", languages), ("target_tasks", targets))
+        for name in names
+        if not isinstance(name, str)
+    ]
+    unseen = raw.get("unseen") or ()
+    if isinstance(unseen, (list, tuple)):
+        problems += [f"unseen: {code!r} is not in languages" for code in unseen if code not in languages]
+    seeds = _as_mapping(recipes.get("language")).get("seeds", (1,))
+    if "language" not in recipes:
+        problems.append("recipes.language: missing; it says how language SFTs are learnt")
+    elif isinstance(seeds, (list, tuple)) and len(seeds) > 1:
+        problems.append(f"recipes.language.seeds: one seed is allowed for language SFTs, got {len(seeds)}")
+    known = ["language", *map(str, targets)]
+    problems += [
+        f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
+    ]
+    for name, target in targets.items():
+        if name not in recipes:
+            problems.append(f"recipes.{name}: missing; it says how the SFT of target task {name} is learnt")
+        for section in ("sources", "test", "supervised"):
+            problems += [
+                f"target_tasks.{name}.{section}.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
+                for code in _as_mapping(_as_mapping(target).get(section))
+                if code not in languages
+            ]
+    return problems
+
+
+def _as_mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _field_problems(error: PydanticError) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        message = item["msg"].removeprefix("Value error, ")
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key"
+        got = item.get("input")
+        shown = f", got {got!r}" if isinstance(got, (str, int, float)) and item["type"] != "extra_forbidden" else ""
+        lines += [f"{where + ': ' if where else ''}{line}{shown}" for line in message.splitlines()]
+    return lines
+
+
+class ProjectRef(Frozen):
+    """How to read a project file again: what a flow run gets as its parameter."""
+
+    file: str
+    data_root: str | None = None
+    base: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    def load(self) -> Project:
+        """Read the project file.
+
+        Raises:
+            ConfigError: naming everything that is wrong at once.
+        """
+        return load_project(self.file, data_root=self.data_root, base=self.base, overrides=self.overrides)

@@ -1,0 +1,52 @@
+"""Every error that ltsft raises on purpose.
+
+    LtsftError
+    ├── ConfigError         the project file, an option or an argument is wrong
+    ├── SourceError         a data source cannot be found, read or decoded
+    ├── BaseModelError      a base cannot be loaded or lacks what is needed (a masked-LM head, a fast tokenizer)
+    ├── SFTFileError        an SFT folder is missing, incomplete, corrupt or of an unknown format
+    ├── CompositionError    an SFT does not fit the model, the tokenizer or the other SFTs
+    ├── TrainingError       a training cannot go on (loss not finite, nothing to train on)
+    ├── ValidationError     data did not pass the validation gate
+    └── ServiceError        a service (MLflow, S3) refused or could not be reached
+
+A message says what is wrong, the value, what is allowed and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class LtsftError(Exception):
+    """Root of every error raised on purpose by this project."""
+
+
+class ConfigError(LtsftError):
+    """The project file, an option or an argument is wrong."""
+
+
+class SourceError(LtsftError):
+    """A data source cannot be found, read or decoded; names the file and, where there is one, the line."""
+
+
+class BaseModelError(LtsftError):
+    """A base cannot be loaded, or it lacks what is needed."""
+
+
+class SFTFileError(LtsftError):
+    """An SFT folder is missing, incomplete, corrupt or of an unknown format."""
+
+
+class CompositionError(LtsftError):
+    """An SFT does not fit the model, the tokenizer or the other SFTs of the composition."""
+
+
+class TrainingError(LtsftError):
+    """A training cannot go on."""
+
+
+class ValidationError(LtsftError):
+    """Data did not pass the validation gate; nothing was trained on it."""
+
+
+class ServiceError(LtsftError):
+    """A service (MLflow, S3) refused a request or could not be reached."""

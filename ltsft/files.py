@@ -1,0 +1,385 @@
+"""An SFT as a folder: writing it so that nobody sees half of it, and reading it with every check made first.
+
+    sft.safetensors   "diff.indices" and "diff.values": the supports and the values of all parameters, one after the
+                      other in the order of the manifest; "head.<name>": each parameter of the head, whole
+    README.md         a card for people
+    sft.json          the manifest, written last: a folder without it is not an SFT
+
+The same SFT gives the same bytes: names are sorted and nothing says when or where the files were written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as pack_tensors
+from torch import Tensor
+
+from ltsft.errors import SFTFileError
+from ltsft.manifest import FORMAT_VERSION, Manifest, parse_manifest, seal_manifest
+from ltsft.sft import SFT, BaseRef, Diff
+
+__all__ = [
+    "CARD_FILE",
+    "MANIFEST_FILE",
+    "TENSOR_FILE",
+    "flush_folder",
+    "fresh_folder",
+    "load_sft",
+    "read_manifest",
+    "save_sft",
+    "write_card",
+]
+
+TENSOR_FILE = "sft.safetensors"
+MANIFEST_FILE = "sft.json"
+CARD_FILE = "README.md"
+
+_INDICES = "diff.indices"
+_VALUES = "diff.values"
+_HEAD = "head."
+_HEAD_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def save_sft(sft: SFT, folder: str | Path) -> Path:
+    """Write an SFT as a folder.
+
+    All files are written beside the folder, flushed to the disk, and then put in place: by one rename where the folder
+    is new; where it holds an older SFT, its manifest goes first and the new one comes last, so that a reader finds the
+    old SFT, none, or the new one. Saving the same SFT twice changes nothing. Diffs are stored in the order of their
+    names.
+
+    Args:
+        sft: The SFT. Diffs and head are checked as when loading.
+        folder: The folder to write. Missing parents are made.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SFTFileError: The SFT is not sound (a NaN, indices out of order, details that are not JSON), or the folder
+            holds something that is not an SFT.
+
+    Example:
+        >>> save_sft(sft, "sfts/fo")  # doctest: +SKIP
+        PosixPath('sfts/fo')
+    """
+    folder = Path(folder)
+    _refuse_unsound(sft, folder)
+    if folder.exists() and not folder.is_dir():
+        raise SFTFileError(f"{folder} is a file; an SFT is a folder: name another place")
+    tensors = _packed(sft)
+    manifest = _manifest(sft, tensors, folder / MANIFEST_FILE)
+    if _is_same(folder, manifest, tensors):
+        return folder
+    with fresh_folder(folder) as fresh:
+        _write(fresh / TENSOR_FILE, tensors)
+        _write(fresh / CARD_FILE, write_card(sft).encode())
+        _write(fresh / MANIFEST_FILE, manifest)
+        flush_folder(fresh)
+        _put_in_place(fresh, folder)
+    return folder
+
+
+def load_sft(folder: str | Path) -> SFT:
+    """Read an SFT folder, after checking everything that a reader relies on.
+
+    Checked are: the manifest (there, parsed, of a known format, in agreement with itself), the size and the SHA-256 of
+    the tensor file, which tensors it holds, their dtypes and shapes, the range and strict order of the indices, and
+    that all values are finite.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The SFT, on the CPU, with `path` set to the folder.
+
+    Raises:
+        SFTFileError: Something is missing or wrong; the message names the file and, where there is one, the parameter.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    file = folder / TENSOR_FILE
+    tensors = _checked_tensors(file, manifest)
+    sft = SFT(
+        kind=manifest.kind,
+        subject=manifest.subject,
+        base=BaseRef(**manifest.base.model_dump()),
+        diffs=_unpacked(file, manifest, tensors),
+        head=_head(file, manifest, tensors),
+        labels=manifest.labels,
+        maskable=manifest.maskable,
+        source_languages=manifest.source_languages,
+        details=manifest.details,
+        path=str(folder),
+    )
+    _refuse_unsound(sft, file)
+    return sft
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read and check the manifest alone, without the tensors: what an SFT is, at the cost of one small file.
+
+    Args:
+        folder: The SFT folder.
+
+    Returns:
+        The manifest as plain JSON values.
+
+    Raises:
+        SFTFileError: There is no manifest, or it is not valid.
+    """
+    content = _read_manifest(Path(folder)).model_dump(mode="json")
+    other = "target_task" if content["kind"] == "language" else "language"
+    return {key: value for key, value in content.items() if key != other}
+
+
+def write_card(sft: SFT) -> str:
+    """Write the model card of an SFT: what it is, its base and density, and how to load it.
+
+    Args:
+        sft: The SFT.
+
+    Returns:
+        Markdown with the front matter of a Hugging Face model card.
+    """
+    front = {"base_model": sft.base.id, "library_name": "ltsft", "tags": ["sparse-fine-tuning", "lt-sft", sft.kind]}
+    revision = f", revision `{sft.base.revision}`" if sft.base.revision else ""
+    if sft.kind == "language":
+        what = f"A language SFT for `{sft.subject}`, learnt by masked language modelling on raw text."
+    else:
+        source = ", ".join(f"`{language}`" for language in sft.source_languages) or "no language that is on record"
+        what = f"A task SFT for the target task `{sft.subject}`, learnt from labelled data in {source}."
+    lines = [
+        "---",
+        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
+        "---",
+        "",
+        f"# {sft.kind} SFT: {sft.subject}",
+        "",
+        what,
+        "SFT stands for sparse fine-tuning: a sparse difference to the weights of a pretrained base (Lottery-Ticket",
+        "SFT, Ansell et al., ACL 2022). It is used by adding it to its base, with other SFTs of the same base.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | `{sft.base.id}`{revision} |",
+        f"| base fingerprint | `{sft.base.fingerprint}` |",
+        f"| tokenizer fingerprint | `{sft.base.tokenizer_fingerprint}` |",
+        f"| support | {sft.support_size:,} of {sft.maskable:,} maskable weights |",
+        f"| density | {sft.density:.6g} |",
+        f"| head | {', '.join(f'`{name}`' for name in sorted(sft.head)) or 'none'} |",
+        f"| labels | {', '.join(f'`{label}`' for label in sft.labels) or 'none'} |",
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        "from ltsft.base import load_base",
+        "from ltsft.compose import composed",
+        "from ltsft.files import load_sft",
+        "",
+        f"base = load_base({sft.base.id!r}, revision={sft.base.revision!r})",
+        'sft = load_sft("path/to/this/folder")',
+        f"model = {f'base.token_classifier({sft.labels!r}, seed=0)' if sft.labels else 'base.masked_lm()'}",
+        "with composed(model, [(sft, 1.0)], base=base.ref):",
+        "    ...  # the model is base + SFT here, and the base again afterwards",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _refuse_unsound(sft: SFT, place: Path) -> None:
+    for name, diff in sft.diffs.items():
+        problem = diff.problem()
+        if problem:
+            raise SFTFileError(f"{place}: diff of {name}: {problem}")
+    for name, value in sft.head.items():
+        if value.dtype not in _HEAD_DTYPES.values():
+            allowed = ", ".join(_HEAD_DTYPES)
+            raise SFTFileError(f"{place}: head {name} has dtype {value.dtype}; allowed are {allowed}")
+        if not bool(torch.isfinite(value).all()):
+            raise SFTFileError(f"{place}: head {name} holds values that are not finite")
+
+
+def _packed(sft: SFT) -> bytes:
+    """Return the bytes of the tensor file: safetensors sorts by dtype and name, so they depend on the SFT alone."""
+    diffs = [sft.diffs[name] for name in sorted(sft.diffs)]
+    indices = [diff.indices.cpu() for diff in diffs] or [torch.zeros(0, dtype=torch.int32)]
+    values = [diff.values.cpu() for diff in diffs] or [torch.zeros(0, dtype=torch.float32)]
+    # clone: safetensors refuses tensors that share memory, and two names of a head may.
+    head = {_HEAD + name: value.detach().cpu().contiguous().clone() for name, value in sft.head.items()}
+    return pack_tensors({_INDICES: torch.cat(indices), _VALUES: torch.cat(values), **head})
+
+
+def _manifest(sft: SFT, tensors: bytes, file: Path) -> bytes:
+    subject = "language" if sft.kind == "language" else "target_task"
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "kind": sft.kind,
+        subject: sft.subject,
+        "source_languages": list(sft.source_languages),
+        "base": {
+            "id": sft.base.id,
+            "revision": sft.base.revision,
+            "fingerprint": sft.base.fingerprint,
+            "tokenizer_fingerprint": sft.base.tokenizer_fingerprint,
+        },
+        "labels": list(sft.labels),
+        "density": sft.density,
+        "support_size": sft.support_size,
+        "maskable": sft.maskable,
+        "diffs": [
+            {"name": name, "shape": list(diff.shape), "support_size": diff.support_size}
+            for name, diff in sorted(sft.diffs.items())
+        ],
+        "head": [
+            {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+            for name, value in sorted(sft.head.items())
+        ],
+        "tensor_file": {"size_bytes": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()},
+        "details": sft.details,
+    }
+    try:
+        plain = json.loads(json.dumps(content, allow_nan=False))
+        plain["seal"] = seal_manifest(plain)
+        text = (json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise SFTFileError(
+            f"{file}: names and details must be plain JSON values with finite numbers: {error}"
+        ) from error
+    parse_manifest(text, file)
+    return text
+
+
+def _is_same(folder: Path, manifest: bytes, tensors: bytes) -> bool:
+    """Say whether the folder already holds these very bytes (a manifest alone could stand beside a corrupt file)."""
+    try:
+        return (
+            (folder / MANIFEST_FILE).read_bytes() == manifest
+            and (folder / TENSOR_FILE).read_bytes() == tensors
+            and (folder / CARD_FILE).is_file()
+        )
+    except OSError:
+        return False
+
+
+@contextmanager
+def fresh_folder(folder: Path) -> Iterator[Path]:
+    """Make a hidden folder beside one that is to be written; it is gone afterwards unless it was renamed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
+    fresh.mkdir()
+    try:
+        yield fresh
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder written to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put_in_place(fresh: Path, folder: Path) -> None:
+    entries = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if not entries:
+        fresh.replace(folder)
+    else:
+        foreign = sorted(entries - {TENSOR_FILE, CARD_FILE, MANIFEST_FILE})
+        if foreign and MANIFEST_FILE not in entries:
+            raise SFTFileError(f"{folder} holds {foreign[0]} and is not an SFT; save to a new or an empty folder")
+        (folder / MANIFEST_FILE).unlink(missing_ok=True)
+        flush_folder(folder)
+        for name in (TENSOR_FILE, CARD_FILE, MANIFEST_FILE):
+            (fresh / name).replace(folder / name)
+        flush_folder(folder)
+    flush_folder(folder.parent)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    file = folder / MANIFEST_FILE
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        reason = "there is no such folder" if not folder.is_dir() else f"it has no readable {MANIFEST_FILE}"
+        raise SFTFileError(f"{folder} is not an SFT: {reason}; fetch or save the SFT again") from error
+    return parse_manifest(text, file)
+
+
+def _checked_tensors(file: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Read the tensor file once, so that what was hashed is what is parsed."""
+    expected = manifest.tensor_file
+    try:
+        size = file.stat().st_size
+        if size != expected.size_bytes:
+            raise SFTFileError(f"{file} has {size} bytes, the manifest says {expected.size_bytes}; fetch the SFT again")
+        content = file.read_bytes()
+    except OSError as error:
+        raise SFTFileError(f"{file} cannot be read ({error.strerror}); fetch the SFT again") from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != expected.sha256:
+        raise SFTFileError(
+            f"{file} is corrupt: SHA-256 is {actual}, the manifest says {expected.sha256}; fetch it again"
+        )
+    try:
+        tensors = parse_tensors(content)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise SFTFileError(f"{file} is not a safetensors file: {error}") from error
+    names = {_INDICES, _VALUES, *(_HEAD + entry.name for entry in manifest.head)}
+    for name in sorted(names ^ tensors.keys()):
+        found = "missing" if name in names else "not in the manifest"
+        raise SFTFileError(f"{file}: tensor {name} is {found}")
+    return tensors
+
+
+def _unpacked(file: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Diff]:
+    for name, dtype in ((_INDICES, torch.int32), (_VALUES, torch.float32)):
+        tensor = tensors[name]
+        if tensor.dtype != dtype or list(tensor.shape) != [manifest.support_size]:
+            raise SFTFileError(
+                f"{file}: tensor {name} is {tensor.dtype} of shape {list(tensor.shape)}, "
+                f"the manifest asks for {dtype} of shape {[manifest.support_size]}"
+            )
+    counts = [entry.support_size for entry in manifest.diffs]
+    indices = torch.split(tensors[_INDICES], counts)
+    values = torch.split(tensors[_VALUES], counts)
+    return {
+        entry.name: Diff(indices=indices[place], values=values[place], shape=entry.shape)
+        for place, entry in enumerate(manifest.diffs)
+    }
+
+
+def _head(file: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    head = {}
+    for entry in manifest.head:
+        value = tensors[_HEAD + entry.name]
+        if value.dtype != _HEAD_DTYPES[entry.dtype] or tuple(value.shape) != entry.shape:
+            raise SFTFileError(
+                f"{file}: head {entry.name} is {value.dtype} of shape {list(value.shape)}, "
+                f"the manifest says {entry.dtype} of shape {list(entry.shape)}"
+            )
+        head[entry.name] = value
+    return head

@@ -1,0 +1,151 @@
+"""Token classification with word-level labels on the first sub-word: part-of-speech tagging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ltsft.base import Base
+from ltsft.errors import SourceError
+from ltsft.objectives import Evaluation
+
+IGNORE = -100
+SUBWORDS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class TaggedPiece:
+    """A sentence, or a piece of a long one, as sub-words.
+
+    Attributes:
+        sentence: number of the sentence that it belongs to.
+        input_ids: sub-words with special tokens.
+        labels: the label at the first sub-word of each word, -100 elsewhere.
+        words: words of the piece, those without a sub-word included.
+    """
+
+    sentence: int
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    words: int
+
+
+class TokenClassification:
+    """Label each word.
+
+    Args:
+        tokenizer: the base's tokenizer.
+        labels: the label set, in the order of the head's outputs.
+        max_length: sub-words in a piece; a longer sentence is cut between words, and no word is lost.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
+        self.labels = tuple(labels)
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._number = {label: i for i, label in enumerate(self.labels)}
+
+    def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
+        """Load the base with a new classifier, initialised from the seed."""
+        return base.token_classifier(self.labels, seed=seed)
+
+    def encode(self, sentences: Iterable[tuple[Sequence[str], Sequence[str]]]) -> list[TaggedPiece]:
+        """Turn sentences, (words, labels) each, into pieces.
+
+        Raises:
+            SourceError: a label is not in the label set.
+        """
+        pieces = []
+        for number, (words, labels) in enumerate(sentences):
+            encoded = self._tokenizer([[w] for w in words], is_split_into_words=True, add_special_tokens=False)
+            subwords = [ids[: self._max_length - 2] for ids in encoded["input_ids"]]
+            for start, stop in self._cuts(subwords):
+                pieces.append(self._piece(number, subwords[start:stop], labels[start:stop]))
+        return pieces
+
+    def _cuts(self, subwords: Sequence[Sequence[int]]) -> Iterable[tuple[int, int]]:
+        start, length = 0, 0
+        for i, ids in enumerate(subwords):
+            if length + len(ids) > self._max_length - 2:
+                yield start, i
+                start, length = i, 0
+            length += len(ids)
+        if start < len(subwords):
+            yield start, len(subwords)
+
+    def _piece(self, sentence: int, subwords: Sequence[Sequence[int]], labels: Sequence[str]) -> TaggedPiece:
+        ids: list[int] = [self._tokenizer.cls_token_id]
+        targets = [IGNORE]
+        for word, label in zip(subwords, labels, strict=True):
+            if label not in self._number:
+                raise SourceError(f"label {label!r} is not in the label set ({', '.join(self.labels)})")
+            ids += word
+            targets += [self._number[label], *[IGNORE] * (len(word) - 1)] if word else []
+        ids.append(self._tokenizer.sep_token_id)
+        targets.append(IGNORE)
+        return TaggedPiece(sentence, tuple(ids), tuple(targets), len(subwords))
+
+    def lengths(self, examples: Sequence[TaggedPiece]) -> list[int] | None:
+        """Give the sub-words of each piece."""
+        return [len(e.input_ids) for e in examples]
+
+    def collate(self, examples: Sequence[TaggedPiece], generator: Generator) -> dict[str, Tensor]:
+        """Pad to the longest: `input_ids`, `attention_mask` and `labels`, all (batch, length)."""
+        longest = max(len(e.input_ids) for e in examples)
+        pad: int = self._tokenizer.pad_token_id
+        ids = torch.full((len(examples), longest), pad)
+        labels = torch.full((len(examples), longest), IGNORE)
+        for row, example in enumerate(examples):
+            ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
+            labels[row, : len(example.labels)] = torch.tensor(example.labels)
+        mask = torch.arange(longest) < torch.tensor([len(e.input_ids) for e in examples]).unsqueeze(1)
+        return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Give the mean cross-entropy over labelled words, in nats; 0 where no word of the batch has a sub-word."""
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        if not bool((batch["labels"] != IGNORE).any()):
+            return cast(Tensor, 0.0 * logits.float().sum())
+        return functional.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+
+    @torch.no_grad()
+    def evaluate(self, model: PreTrainedModel, examples: Sequence[TaggedPiece]) -> Evaluation:
+        """Give the accuracy over words; a word without a sub-word counts as wrong."""
+        device = next(model.parameters()).device
+        outcomes: dict[int, list[int]] = {}
+        total_loss, labelled = 0.0, 0
+        for chunk in self._batches(examples):
+            batch = self.collate(chunk, torch.Generator())
+            inputs: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            logits = model(**inputs).logits.float().cpu()  # (batch, length, labels)
+            where = batch["labels"] != IGNORE
+            total_loss += float(functional.cross_entropy(logits[where], batch["labels"][where], reduction="sum"))
+            labelled += int(where.sum())
+            correct = ((logits.argmax(-1) == batch["labels"]) & where).sum(1).tolist()
+            for example, right in zip(chunk, correct, strict=True):
+                so_far = outcomes.setdefault(example.sentence, [0, 0])
+                so_far[0] += right
+                so_far[1] += example.words
+        right = sum(o[0] for o in outcomes.values())
+        words = sum(o[1] for o in outcomes.values())
+        accuracy = right / max(words, 1)
+        metrics = {"accuracy": accuracy, "loss": total_loss / max(labelled, 1), "words": float(words)}
+        ordered = tuple((outcomes[i][0], outcomes[i][1]) for i in sorted(outcomes))
+        return Evaluation(score=accuracy, metrics=metrics, outcomes=ordered)
+
+    def _batches(self, examples: Sequence[TaggedPiece]) -> Iterable[list[TaggedPiece]]:
+        """Group pieces of like length, each group at most SUBWORDS_AT_ONCE sub-words with padding."""
+        chunk: list[TaggedPiece] = []
+        for example in sorted(examples, key=lambda e: (len(e.input_ids), e.sentence)):
+            if chunk and (len(chunk) + 1) * len(example.input_ids) > SUBWORDS_AT_ONCE:
+                yield chunk
+                chunk = []
+            chunk.append(example)
+        if chunk:
+            yield chunk

@@ -1,0 +1,404 @@
+"""One phase of training on Hugging Face's Trainer: time-based checkpoints, held-out scores, the best weights kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from ltsft.config import Phase as PhaseSettings
+from ltsft.config import Precision, Recipe
+from ltsft.errors import TrainingError
+from ltsft.objectives import Objective
+from ltsft.optim import SupportAdamW
+
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+WHOLE = "whole.json"
+POOL_BATCHES = 50
+LOGS_IN_A_PHASE = 50
+_Loaded = namedtuple("_Loaded", "missing_keys unexpected_keys")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a phase trains, on what, and where its checkpoints go.
+
+    Attributes:
+        masks: bool masks of the maskable parameters; None lets all of them train.
+        pull_to: values that the L1 penalty pulls to.
+    """
+
+    name: str
+    model: nn.Module
+    objective: Objective
+    maskable: Mapping[str, nn.Parameter]
+    head: Mapping[str, nn.Parameter]
+    masks: Mapping[str, Tensor] | None
+    pull_to: Mapping[str, Tensor]
+    settings: PhaseSettings
+    recipe: Recipe
+    seed: int
+    examples: Sequence[Any]
+    held_out: Sequence[Any]
+    folder: Path
+    checkpoint_seconds: float
+    device: str
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: the epochs, bounded by the minimum and the maximum."""
+        wanted = math.ceil(self.settings.epochs * len(self.examples) / self.recipe.batch_size)
+        longest = self.settings.max_steps or wanted
+        return max(self.settings.min_steps, min(wanted, longest))
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that this phase moves, maskable ones first."""
+        maskable = {n: p for n, p in self.maskable.items() if self.masks is None or bool(self.masks[n].any())}
+        return {**maskable, **self.head}
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """How a phase ended: its length, and the step and held-out score of the weights that were kept."""
+
+    name: str
+    steps: int
+    step: int
+    score: float
+
+
+def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
+    """Train one phase and leave the best weights in the model.
+
+    A phase that is done already is read back; one that was interrupted goes on from its last whole checkpoint.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    phase.folder.mkdir(parents=True, exist_ok=True)
+    done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
+    if not done.is_file():
+        _train(phase, report)
+        if not best.is_file():
+            raise TrainingError(
+                f"the {phase.name} phase lost its way: the held-out score was never a number; "
+                f"lower learning_rate (now {phase.settings.learning_rate}) or use precision fp32"
+            )
+        write_text(json.dumps({"steps": phase.steps, **_read_facts(best)}), done)
+    weights = load_file(best)
+    with torch.no_grad():
+        for name, parameter in phase.trained.items():
+            parameter.copy_(weights[name])
+    for checkpoint in phase.folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    found = json.loads(done.read_text())
+    return PhaseResult(phase.name, found["steps"], found["step"], found["score"])
+
+
+def _train(phase: Phase, report: OnStep) -> None:
+    for parameter in phase.model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in phase.trained.values():
+        parameter.requires_grad_(True)
+    module = _LossModule(phase)
+    steps = phase.steps
+    recipe = phase.recipe
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    micro_batch, rest = divmod(recipe.batch_size, recipe.accumulation * processes)
+    if rest:
+        raise TrainingError(
+            f"batch_size ({recipe.batch_size}) must be a multiple of accumulation ({recipe.accumulation}) "
+            f"x processes ({processes})"
+        )
+    arguments = TrainingArguments(
+        output_dir=str(phase.folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=phase.settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(recipe.warmup * steps),
+        max_grad_norm=recipe.max_grad_norm if phase.masks is None else 0.0,  # SupportAdamW clips over the support
+        bf16=recipe.precision == "bf16",
+        fp16=recipe.precision == "fp16",
+        seed=phase.seed,
+        train_sampling_strategy="sequential",
+        save_strategy="no",  # _Watch saves, by time
+        save_total_limit=2,
+        logging_steps=max(1, steps // LOGS_IN_A_PHASE),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        use_cpu=phase.device == "cpu",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=phase.device != "cpu",
+    )
+    trainer = Trainer(
+        model=module,
+        args=arguments,
+        train_dataset=_Stream(phase.examples, phase, steps * recipe.batch_size),
+        data_collator=_collator(phase),
+        optimizers=(_optimizer(phase), None),
+        callbacks=[_Watch(phase, module, report)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
+
+
+def _optimizer(phase: Phase) -> torch.optim.Optimizer:
+    rate, decay = phase.settings.learning_rate, phase.recipe.weight_decay
+    trained = phase.trained
+    sparse = [p for n, p in trained.items() if n in phase.maskable]
+    head = list(phase.head.values())
+    if phase.masks is None:
+        groups = [{"params": sparse, "weight_decay": decay}, {"params": head, "weight_decay": 0.0}]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=True)
+    support = {
+        p: phase.masks[n].reshape(-1).nonzero().squeeze(1).to(p.device)
+        for n, p in trained.items()
+        if n in phase.maskable
+    }
+    return SupportAdamW(
+        sparse,
+        head,
+        support=support,
+        learning_rate=rate,
+        weight_decay=decay,
+        max_grad_norm=phase.recipe.max_grad_norm,
+    )
+
+
+class _LossModule(nn.Module):
+    """What Trainer trains: the objective's loss, plus the L1 pull; its state is the trained weights alone."""
+
+    def __init__(self, phase: Phase) -> None:
+        super().__init__()
+        self.model = phase.model
+        self.tokens = 0
+        self._objective = phase.objective
+        self._trained = phase.trained
+        self._l1 = phase.settings.l1
+        self._weights = sum(p.numel() for p in phase.maskable.values())
+        self._anchors = [(p, phase.pull_to[n].to(p.device)) for n, p in phase.trained.items() if n in phase.maskable]
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        counted = batch.get("attention_mask")
+        self.tokens += batch["input_ids"].numel() if counted is None else int(counted.sum())
+        loss = self._objective.loss(self.model, batch)
+        if self._l1:
+            loss = loss + self._l1 * self.l1_distance() / self._weights
+        return {"loss": loss}
+
+    def l1_distance(self) -> Tensor:
+        """Sum of |theta - theta0| over the maskable weights, a scalar."""
+        return torch.stack([(p - anchor).abs().sum() for p, anchor in self._anchors]).sum()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        return {name: p.detach() for name, p in self._trained.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        missing = [name for name in self._trained if name not in state_dict]
+        if missing:
+            raise TrainingError(f"a checkpoint lacks {missing[0]!r}; remove the working folder to train anew")
+        for name, p in self._trained.items():
+            p.copy_(state_dict[name])
+        return _Loaded([], [])
+
+
+class _Stream(Dataset[tuple[int, Any]]):
+    """All examples of a phase in the order of training; what stands where depends on the seed alone."""
+
+    def __init__(self, examples: Sequence[Any], phase: Phase, total: int) -> None:
+        self._examples = examples
+        self._total = total
+        self._seed = phase.seed
+        self._batch = phase.recipe.batch_size
+        self._lengths = phase.objective.lengths(examples)
+        self._epoch = -1
+        self._order = torch.empty(0)
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        epoch, place = divmod(position, len(self._examples))
+        if epoch != self._epoch:
+            self._order, self._epoch = self._shuffle(epoch), epoch
+        return position, self._examples[int(self._order[place])]
+
+    def _shuffle(self, epoch: int) -> Tensor:
+        """Shuffle, then put examples of like length into the same batch, within pools of POOL_BATCHES batches."""
+        generator = torch.Generator().manual_seed(self._seed + epoch)
+        shuffled = torch.randperm(len(self._examples), generator=generator)
+        lengths = self._lengths
+        if lengths is None:
+            return shuffled
+        order = shuffled.tolist()
+        pool = self._batch * POOL_BATCHES
+        batches = []
+        for start in range(0, len(order), pool):
+            ordered = sorted(order[start : start + pool], key=lambda i: lengths[i])
+            batches += [ordered[i : i + self._batch] for i in range(0, len(ordered), self._batch)]
+        of_batches = torch.randperm(len(batches), generator=generator).tolist()
+        return torch.tensor([example for i in of_batches for example in batches[i]])
+
+
+def _collator(phase: Phase) -> Callable[[list[tuple[int, Any]]], dict[str, Any]]:
+    def collate(items: list[tuple[int, Any]]) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(phase.seed * 1_000_003 + items[0][0])
+        return {"batch": phase.objective.collate([example for _, example in items], generator)}
+
+    return collate
+
+
+class _Watch(TrainerCallback):
+    """Saves by time, scores the held-out examples, keeps the best weights and reports."""
+
+    def __init__(self, phase: Phase, module: _LossModule, report: OnStep) -> None:
+        self._phase = phase
+        self._module = module
+        self._report = report
+        self._steps = phase.steps
+        count = min(phase.recipe.evaluations, self._steps)
+        self._evaluate_at = {math.ceil(self._steps * i / count) for i in range(1, count + 1)}
+        self._best_file = phase.folder / "best.safetensors"
+        self._saved_at = self._counted_at = time.monotonic()
+        self._metrics: dict[str, float] = {}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step in self._evaluate_at:
+            self._evaluate(state.global_step)
+        if time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds and state.global_step < self._steps:
+            control.should_save = True
+        self._report(state.global_step, self._steps, self._metrics)
+        self._metrics = {}
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise TrainingError(
+                f"the {self._phase.name} phase lost its way: the loss at step {state.global_step} is {logs['loss']}; "
+                f"lower learning_rate (now {self._phase.settings.learning_rate}) or use precision fp32"
+            )
+        now = time.monotonic()
+        with torch.no_grad():
+            distance = float(self._module.l1_distance())
+        seconds = max(now - self._counted_at, 1e-9)
+        metrics = {
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "l1_distance": distance,
+            "tokens_per_second": self._module.tokens / seconds,
+        }
+        self._module.tokens, self._counted_at = 0, now
+        self._report(state.global_step, self._steps, self._named(metrics))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        folder = self._phase.folder / f"checkpoint-{state.global_step}"
+        sizes = {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.is_file()}
+        write_text(json.dumps(sizes), folder / WHOLE)
+        self._saved_at = time.monotonic()
+
+    def _evaluate(self, step: int) -> None:
+        model = cast(Any, self._phase.model)
+        model.eval()
+        with autocast(self._phase.recipe.precision, self._phase.device):
+            evaluation = self._phase.objective.evaluate(model, self._phase.held_out)
+        model.train()
+        names = {"held_out": evaluation.metrics["loss"], "held_out_score": evaluation.score}
+        self._metrics = {**self._metrics, **self._named(names)}
+        best = _read_facts(self._best_file)["score"] if self._best_file.is_file() else -math.inf
+        if evaluation.score > best:
+            weights = {name: p.detach().cpu() for name, p in self._phase.trained.items()}
+            write_tensors(weights, self._best_file, {"step": step, "score": evaluation.score})
+
+    def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {f"{self._phase.name}.{name}": value for name, value in metrics.items()}
+
+
+def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
+    """Give the autocast context of a precision; fp32 has none."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    """Find the newest checkpoint that was written to its end, and remove those that were not.
+
+    Trainer counts checkpoints to keep two; a torn one that stays would push out a whole one.
+    """
+    newest = None
+    found = sorted(folder.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        if not _is_whole(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        elif newest is None:
+            newest = str(checkpoint)
+    return newest
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    marker = checkpoint / WHOLE
+    if not marker.is_file():
+        return False
+    sizes: dict[str, int] = json.loads(marker.read_text())
+    return all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == s for n, s in sizes.items())
+
+
+def _read_facts(file: Path) -> dict[str, Any]:
+    with safe_open(file, framework="pt") as opened:
+        facts: dict[str, Any] = json.loads(opened.metadata()["facts"])
+    return facts
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write tensors, and facts as JSON beside them, so that a reader sees the whole file or none."""
+    metadata = None if facts is None else {"facts": json.dumps(dict(facts))}
+    temporary = file.with_name(file.name + ".partial")
+    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata)
+    temporary.replace(file)
+
+
+def write_text(text: str, file: Path) -> None:
+    """Write a text so that a reader sees the whole file or none."""
+    temporary = file.with_name(file.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)

@@ -1,0 +1,301 @@
+"""The plan: every product of a project, its key, whether it is up to date, and if not, why. Pure: it reads nothing.
+
+The key of a product is a hash of everything that determines it. Two products with one key are the same product.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ltsft import scoring, train
+from ltsft.config import LabelledData, Project, Source
+from ltsft.errors import ConfigError
+
+__all__ = [
+    "Existing",
+    "Fingerprints",
+    "Plan",
+    "Product",
+    "Step",
+    "cell_subject",
+    "language_subject",
+    "make_plan",
+    "task_subject",
+]
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What the inputs are, as SHA-256 each.
+
+    Attributes:
+        encoder: of the base's encoder.
+        head: of the base's masked-LM head.
+        tokenizer: of the base's tokenizer.
+        sources: of each data source, by `str(source)`.
+    """
+
+    encoder: str
+    head: str
+    tokenizer: str
+    sources: Mapping[str, str]
+
+    def of(self, sources: Iterable[Source]) -> list[str]:
+        """Give the fingerprints of some sources, in their order."""
+        return [self.sources[str(source)] for source in sources]
+
+
+class Existing(Protocol):
+    """What the plan needs to know of a product that exists; `tasks.records.Record` is one."""
+
+    @property
+    def run_id(self) -> str: ...  # noqa: D102
+    @property
+    def key(self) -> str: ...  # noqa: D102
+    @property
+    def subject(self) -> str: ...  # noqa: D102
+    @property
+    def parts(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Product:
+    """One SFT or one cell that a project asks for.
+
+    Attributes:
+        kind: "language", "task" or "cell".
+        subject: what it is about, such as "language fo", "task pos en seed 1", "cell pos fo".
+        key: the hash of `parts`.
+        parts: everything that determines it.
+        needs: subjects of the products that it is made from.
+        language: of a language SFT or a cell; the source language of a task SFT.
+        target_task: of a task SFT or a cell.
+        seed: of an SFT.
+        is_supervised: whether a task SFT learns from the labelled data of a target language, for comparison.
+    """
+
+    kind: str
+    subject: str
+    key: str
+    parts: Mapping[str, Any]
+    needs: tuple[str, ...]
+    language: str
+    target_task: str | None = None
+    seed: int | None = None
+    is_supervised: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A product and its state: up to date when `run_id` is set, otherwise `reasons` says why it is to be made."""
+
+    product: Product
+    run_id: str | None
+    reasons: tuple[str, ...]
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether a finished run has this key."""
+        return self.run_id is not None
+
+    def as_row(self) -> dict[str, Any]:
+        """Give plain values, for tables and JSON."""
+        return {
+            "product": self.product.subject,
+            "kind": self.product.kind,
+            "key": self.product.key,
+            "up_to_date": self.is_up_to_date,
+            "reasons": list(self.reasons),
+            "run_id": self.run_id,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a project, each after those that it needs."""
+
+    steps: tuple[Step, ...]
+
+    def step(self, subject: str) -> Step:
+        """Give the step of a subject.
+
+        Raises:
+            ConfigError: the project asks for no such product.
+        """
+        for step in self.steps:
+            if step.product.subject == subject:
+                return step
+        allowed = ", ".join(repr(step.product.subject) for step in self.steps)
+        raise ConfigError(f"the project asks for no product {subject!r}; allowed are {allowed}")
+
+    def of_kind(self, kind: str) -> tuple[Step, ...]:
+        """Give the steps of a kind: "language", "task" or "cell"."""
+        return tuple(step for step in self.steps if step.product.kind == kind)
+
+    @property
+    def stale(self) -> tuple[Step, ...]:
+        """The steps that are not up to date."""
+        return tuple(step for step in self.steps if not step.is_up_to_date)
+
+
+def language_subject(code: str) -> str:
+    """Name the language SFT of a language."""
+    return f"language {code}"
+
+
+def task_subject(target_task: str, source_language: str, seed: int) -> str:
+    """Name a task SFT."""
+    return f"task {target_task} {source_language} seed {seed}"
+
+
+def cell_subject(target_task: str, language: str) -> str:
+    """Name a cell."""
+    return f"cell {target_task} {language}"
+
+
+def make_plan(
+    project: Project,
+    prints: Fingerprints,
+    existing: Iterable[Existing],
+    *,
+    failures: Mapping[str, str] | None = None,
+) -> Plan:
+    """Say what a project asks for, what exists, and why the rest does not.
+
+    Args:
+        project: the project.
+        prints: fingerprints of the base and of every source.
+        existing: finished products, newest first.
+        failures: by subject, what the last attempt failed with.
+
+    Returns:
+        Language SFTs, then task SFTs, then cells.
+    """
+    by_key: dict[str, Existing] = {}
+    newest: dict[str, Existing] = {}
+    for record in existing:
+        by_key.setdefault(record.key, record)
+        newest.setdefault(record.subject, record)
+    failed = failures or {}
+    steps = []
+    for product in products(project, prints):
+        found = by_key.get(product.key)
+        reasons: tuple[str, ...] = ()
+        if found is None:
+            before = newest.get(product.subject)
+            reasons = explain_change(before.parts, product.parts) if before is not None else ("new",)
+            if product.subject in failed:
+                lines = failed[product.subject].strip().splitlines() or ["no reason was given"]
+                reasons = (*reasons, f"the last attempt failed: {lines[0]}")
+        steps.append(Step(product, found.run_id if found is not None else None, reasons))
+    return Plan(tuple(steps))
+
+
+def products(project: Project, prints: Fingerprints) -> list[Product]:
+    """List every product of a project with its key, each after those that it needs."""
+    encoder = {"encoder": prints.encoder, "tokenizer": prints.tokenizer}
+    found: dict[str, Product] = {}
+
+    def add(kind: str, subject: str, parts: dict[str, Any], needs: Iterable[str], **facts: Any) -> None:
+        upstream = {need: found[need].key for need in needs}
+        parts = {"kind": kind, **parts, "upstream": upstream}
+        found[subject] = Product(kind, subject, _hash(parts), parts, tuple(upstream), **facts)
+
+    recipe = project.recipes["language"]
+    for code, language in project.languages.items():
+        parts = {
+            "procedure": train.VERSION,
+            "language": code,
+            "base": {**encoder, "head": prints.head},
+            "text": prints.of(language.text),
+            "recipe": recipe.of_seed(recipe.seeds[0]),
+        }
+        add("language", language_subject(code), parts, (), language=code, seed=recipe.seeds[0])
+
+    for name, target in project.target_tasks.items():
+        task_recipe = project.recipes[name]
+
+        def add_task(data: LabelledData, language: str, seed: int, *, is_supervised: bool) -> str:
+            subject = task_subject(name, language, seed)  # noqa: B023 - called in the same turn of the loop
+            parts = {
+                "procedure": train.VERSION,
+                "target_task": name,  # noqa: B023
+                "objective": target.objective,  # noqa: B023
+                "labels": list(target.labels),  # noqa: B023
+                "source_language": language,
+                "base": encoder,
+                "train": prints.of(data.train),
+                "dev": prints.of(data.dev),
+                "recipe": task_recipe.of_seed(seed),  # noqa: B023
+            }
+            facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
+            if subject not in found:
+                add("task", subject, parts, [language_subject(language)], **facts)
+            return subject
+
+        source = target.source_language
+        sources = [add_task(target.sources[source], source, s, is_supervised=False) for s in task_recipe.seeds]
+        supervised = {
+            code: add_task(data, code, task_recipe.seeds[0], is_supervised=True)
+            for code, data in target.supervised.items()
+        }
+        for code, test in target.test.items():
+            needs = [language_subject(code), *sources, *([supervised[code]] if code in supervised else [])]
+            parts = {
+                "procedure": scoring.VERSION,
+                "language": code,
+                "target_task": name,
+                "base": {**encoder, "head": prints.head},
+                "test": prints.of(test),
+                "rule": "sum",
+            }
+            add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
+    return list(found.values())
+
+
+def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say which of the parts of a product changed, in words."""
+    reasons = []
+    was, became = before.get("base", {}), now.get("base", {})
+    if was.get("encoder") != became.get("encoder") or was.get("head") != became.get("head"):
+        reasons.append("base changed")
+    if was.get("tokenizer") != became.get("tokenizer"):
+        reasons.append("tokenizer changed")
+    words = {
+        "text": "text changed",
+        "train": "training data changed",
+        "dev": "dev data changed",
+        "test": "test data changed",
+        "labels": "label set changed",
+        "objective": "objective changed",
+        "rule": "composition rule changed",
+    }
+    reasons += [text for part, text in words.items() if before.get(part) != now.get(part)]
+    if before.get("procedure") != now.get("procedure"):
+        reasons.append(f"procedure changed: version {before.get('procedure')} -> {now.get('procedure')}")
+    reasons += _recipe_changes(before.get("recipe", {}), now.get("recipe", {}))
+    upstream_before, upstream = before.get("upstream", {}), now.get("upstream", {})
+    changed = [need for need in upstream if upstream_before.get(need) != upstream[need]]
+    changed += [f"{need} (no longer needed)" for need in upstream_before if need not in upstream]
+    if changed:
+        reasons.append(f"upstream changed: {', '.join(changed)}")
+    return tuple(reasons) or ("something else that determines it changed",)
+
+
+def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    reasons = []
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            reasons += _recipe_changes(old, new, f"{prefix}{name}.")
+        elif old != new:
+            reasons.append(f"recipe changed: {prefix}{name} {old} -> {new}")
+    return reasons
+
+
+def _hash(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,173 @@
+"""The score of a cell: base + language SFT + task SFT on test data of the language, beside what it is compared with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ltsft.base import Base
+from ltsft.compose import Part, composed
+from ltsft.config import Precision
+from ltsft.interference import interference
+from ltsft.objectives import Evaluation
+from ltsft.objectives.masked_lm import MaskedLM
+from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
+from ltsft.phase import autocast
+from ltsft.sft import SFT
+
+VERSION = 1
+"""Version of the scoring, part of the key of every cell."""
+
+
+@dataclass(frozen=True)
+class CellData:
+    """What a cell is scored on.
+
+    Attributes:
+        test: pieces of the language's test sentences.
+        source_dev: pieces of dev sentences of the source language.
+        text: held-out sequences of the language's raw text.
+        majority: the most frequent label of the source language's training data.
+    """
+
+    test: Sequence[TaggedPiece]
+    source_dev: Sequence[TaggedPiece]
+    text: Sequence[Any]
+    majority: str
+
+
+@dataclass(frozen=True)
+class CellScore:
+    """The metrics of a cell; names as in MLflow, accuracies in [0, 1], losses in nats."""
+
+    metrics: Mapping[str, float]
+
+
+class Scorer:
+    """Scores cells of one target task, with one resident base in which compositions are swapped in place.
+
+    Args:
+        base: the base.
+        objective: the target task's objective.
+        masked_lm: the language SFTs' objective.
+        precision: of the forward passes.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(
+        self, base: Base, objective: TokenClassification, masked_lm: MaskedLM, *, precision: Precision, device: str
+    ) -> None:
+        self._base = base
+        self._objective = objective
+        self._masked_lm = masked_lm
+        self._precision = precision
+        self._device = device
+        self._tagger = _resident(objective.build_model(base, seed=0), device)
+        self._language_model = _resident(base.masked_lm(), device)
+
+    def score(
+        self,
+        data: CellData,
+        *,
+        language: SFT,
+        tasks: Sequence[SFT],
+        source: SFT,
+        supervised: SFT | None = None,
+    ) -> CellScore:
+        """Score one cell.
+
+        Functional interference is what applying one SFT does to the score of the other:
+        ``functional.language_loss_change`` is the change of the language's masked-LM loss when the first task SFT is
+        added, ``functional.source_score_change`` the change of the first task SFT's score on the source language when
+        the target language's SFT is added to the source language's.
+
+        Args:
+            data: what it is scored on.
+            language: the language SFT.
+            tasks: the task SFT of each seed.
+            source: the SFT of the source language.
+            supervised: a task SFT learnt from labelled data of this language.
+
+        Raises:
+            CompositionError: an SFT does not fit the base or the others.
+        """
+        composed_scores = [self._tag(data.test, [(language, 1.0), (task, 1.0)]) for task in tasks]
+        alone = [self._tag(data.test, [(task, 1.0)]) for task in tasks]
+        scores = [e.score for e in composed_scores]
+        metrics = {
+            "score": fmean(scores),
+            "score_std": _std(scores),
+            "score_task_only": fmean(e.score for e in alone),
+            "score_task_only_std": _std([e.score for e in alone]),
+            "score_majority": self._majority(data),
+            "test_sentences": float(len({piece.sentence for piece in data.test})),
+            "test_words": float(sum(piece.words for piece in data.test)),
+            "seeds": float(len(tasks)),
+        }
+        for task, with_language, without in zip(tasks, composed_scores, alone, strict=True):
+            seed = task.details["recipe"]["seed"]
+            metrics[f"score.seed.{seed}"] = with_language.score
+            metrics[f"score_task_only.seed.{seed}"] = without.score
+        if supervised is not None:
+            metrics["score_supervised"] = self._tag(data.test, [(language, 1.0), (supervised, 1.0)]).score
+        metrics |= interference(language, tasks[0]).metrics(details=True)
+        metrics |= self._functional(data, language, tasks[0], source)
+        return CellScore(metrics)
+
+    def _functional(self, data: CellData, language: SFT, task: SFT, source: SFT) -> dict[str, float]:
+        metrics = {}
+        if len(data.text):
+            plain = self._language_loss(data.text, [])
+            alone = self._language_loss(data.text, [(language, 1.0)])
+            both = self._language_loss(data.text, [(language, 1.0)], [(task, 1.0)])
+            metrics = {
+                "functional.base_loss": plain,
+                "functional.language_loss": alone,
+                "functional.language_loss_change": both - alone,
+            }
+        if data.source_dev:
+            before = self._tag(data.source_dev, [(source, 1.0), (task, 1.0)]).score
+            extra: list[Part] = [] if language.subject == source.subject else [(language, 1.0)]
+            after = self._tag(data.source_dev, [(source, 1.0), *extra, (task, 1.0)]).score
+            metrics |= {"functional.source_score": before, "functional.source_score_change": after - before}
+        return metrics
+
+    def _tag(self, pieces: Sequence[TaggedPiece], parts: Sequence[Part]) -> Evaluation:
+        with composed(self._tagger, parts, base=self._base.ref), autocast(self._precision, self._device):
+            return self._objective.evaluate(self._tagger, pieces)
+
+    def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
+        model, ref = self._language_model, self._base.ref
+        with (
+            composed(model, language, base=ref),
+            composed(model, tasks, base=ref, heads=False),
+            autocast(self._precision, self._device),
+        ):
+            return self._masked_lm.evaluate(model, text).metrics["loss"]
+
+    def _majority(self, data: CellData) -> float:
+        number = self._objective.labels.index(data.majority)
+        right = sum(piece.labels.count(number) for piece in data.test)
+        return right / max(1, sum(piece.words for piece in data.test))
+
+
+def most_frequent(labels: Sequence[Sequence[str]]) -> str:
+    """Give the most frequent label; of equally frequent ones the first in the alphabet."""
+    counts = Counter(label for sentence in labels for label in sentence)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def _resident(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    nn.Module.to(model, device)
+    model.eval()
+    return model
+
+
+def _std(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,241 @@
+"""The toy family: a seeded family of artificial languages and a small base that has read some of them.
+
+The languages share one grammar and differ in lexicon (a set share of the words are cognates), in word order and in
+affixes. The base is pre-trained on the seen ones, by the same masked-LM objective as language SFTs. Its tokenizer
+knows the words of the whole family: the embeddings of words that occur only in unseen languages are there, and were
+never trained. That is what a language SFT has to learn.
+
+Nothing here is natural language: a score on this family says that the system works, and nothing about any language that
+people speak.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ltsft.errors import ConfigError
+from ltsft.toy_grammar import CLOSED_CLASSES, Grammar, Shares, ToyLanguage, Word, conllu, draw_family, plain_text, say
+
+VERSION = 1
+"""Version of the procedure: raised when the same config would give other files."""
+STAMP = "toy.json"
+BASE = "base"
+CODES = tuple(f"qa{chr(c)}" for c in range(ord("a"), ord("z") + 1))
+"""Codes for private use (ISO 639-2: qaa to qtz)."""
+SPLITS = ("test", "dev", "train")
+_README = """# Artificial languages
+
+Everything in this folder was made by a program (`ltsft toy`): no line of it is natural language. The base in `base/`
+has read the raw text of {seen}; it has not read {unseen}. `toy.json` has the settings.
+"""
+
+OnMessage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """The toy base and its pre-training.
+
+    Attributes:
+        hidden: width; the feed-forward layers are twice as wide.
+        layers: number of layers.
+        heads: attention heads in a layer.
+        steps: optimizer steps of pre-training.
+        batch_size: sequences in a step.
+        max_length: sub-words in a sequence.
+        learning_rate: its peak.
+        mask_probability: share of sub-words to predict.
+        dropout: during pre-training, and what the base is saved with.
+    """
+
+    hidden: int = 64
+    layers: int = 2
+    heads: int = 4
+    steps: int = 1000
+    batch_size: int = 32
+    max_length: int = 32
+    learning_rate: float = 3e-3
+    mask_probability: float = 0.2
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """What settles a toy family; the same config gives the same text and treebanks, byte for byte.
+
+    Attributes:
+        seed: of everything.
+        seen: languages that the base reads; the first is the source language.
+        unseen: languages that it does not read.
+        nouns: number of nouns; likewise the other open classes.
+        open_share: share of nouns, verbs, adjectives and adverbs that are cognates; names always are.
+        closed_share: share of function words that are cognates.
+        affix_share: share of affixes that are inherited.
+        exponent: of Zipf's law, by which words are drawn.
+        text_lines: lines of raw text of each language.
+        train: sentences of each language's train split; likewise dev and test.
+        base: the base and its pre-training.
+    """
+
+    seed: int = 1
+    seen: int = 4
+    unseen: int = 4
+    nouns: int = 30
+    verbs: int = 24
+    adjectives: int = 12
+    adverbs: int = 6
+    names: int = 8
+    open_share: float = 0.45
+    closed_share: float = 0.65
+    affix_share: float = 0.4
+    exponent: float = 0.5
+    text_lines: int = 4000
+    train: int = 1500
+    dev: int = 150
+    test: int = 300
+    base: BaseSettings = field(default_factory=BaseSettings)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be made.
+
+        Raises:
+            ConfigError: naming the value and what is allowed.
+        """
+        if self.seen < 1 or self.unseen < 0 or self.seen + self.unseen > len(CODES):
+            raise ConfigError(
+                f"a toy family has 1 to {len(CODES)} languages, at least one of them seen; "
+                f"got {self.seen} seen and {self.unseen} unseen"
+            )
+        for name in ("open_share", "closed_share", "affix_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+    @property
+    def seen_codes(self) -> tuple[str, ...]:
+        """Codes of the languages that the base reads, the source language first."""
+        return CODES[: self.seen]
+
+    @property
+    def unseen_codes(self) -> tuple[str, ...]:
+        """Codes of the languages that the base does not read."""
+        return CODES[self.seen : self.seen + self.unseen]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of concepts of each part of speech."""
+        open_classes = {
+            "NOUN": self.nouns,
+            "VERB": self.verbs,
+            "ADJ": self.adjectives,
+            "ADV": self.adverbs,
+            "PROPN": self.names,
+        }
+        return {**open_classes, **CLOSED_CLASSES}
+
+
+def make_toy(folder: str | Path, config: ToyConfig | None = None, *, on_progress: OnMessage | None = None) -> Path:
+    """Write a toy family and its pre-trained base; do nothing if they are there.
+
+    A stamp is written last: without it, or with the stamp of another config, everything is made anew (pre-training that
+    was interrupted goes on).
+
+    Args:
+        folder: where to; gets `text/CODE.txt.gz`, `treebanks/CODE/SPLIT.conllu.gz` and `base/`.
+        config: the family; the demo's by default.
+        on_progress: called with messages for people.
+
+    Returns:
+        The folder.
+    """
+    folder, config = Path(folder), config or ToyConfig()
+    tell = on_progress or (lambda message: None)
+    if _is_made(folder, config):
+        tell(f"{folder}: the artificial family and its base are there already")
+        return folder
+    (folder / STAMP).unlink(missing_ok=True)
+    tell(f"{folder}: writing {config.seen + config.unseen} artificial languages")
+    family = write_family(folder, config)
+    from ltsft.toy_base import pretrain_base  # torch is slow to import, and not needed where all is there
+
+    identity = _identity(config)
+    work = folder / f"pretraining-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"
+    pretrain_base(folder, config, family, work=work, on_progress=tell)
+    for unfinished in folder.glob("pretraining-*"):
+        shutil.rmtree(unfinished)
+    made = sorted(f for part in ("text", "treebanks", BASE) for f in (folder / part).rglob("*") if f.is_file())
+    files = {str(f.relative_to(folder)): f.stat().st_size for f in made}
+    stamp = folder / f"{STAMP}.partial"
+    stamp.write_text(json.dumps({**identity, "files": files}, indent=1) + "\n", encoding="utf-8")
+    stamp.replace(folder / STAMP)
+    return folder
+
+
+def _identity(config: ToyConfig) -> dict[str, object]:
+    return {"artificial": True, "version": VERSION, "config": asdict(config)}
+
+
+def _is_made(folder: Path, config: ToyConfig) -> bool:
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        files = stamp.pop("files")
+        return stamp == _identity(config) and all((folder / f).stat().st_size == size for f, size in files.items())
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def toy_family(config: ToyConfig) -> dict[str, ToyLanguage]:
+    """Draw the languages of a config, by code."""
+    shares = Shares(open=config.open_share, closed=config.closed_share, affix=config.affix_share)
+    codes = (*config.seen_codes, *config.unseen_codes)
+    return draw_family(codes, seen=config.seen, seed=config.seed, sizes=config.sizes, shares=shares)
+
+
+def write_family(folder: Path, config: ToyConfig) -> dict[str, ToyLanguage]:
+    """Write raw text and treebanks of each language; no sentence is in two places.
+
+    Args:
+        folder: where to.
+        config: the family.
+
+    Returns:
+        The languages by code.
+    """
+    family = toy_family(config)
+    grammar = Grammar(config.sizes, exponent=config.exponent)
+    for code, language in family.items():
+        sentences = _sentences(grammar, language, random.Random(f"{config.seed}:{code}:sentences"))
+        for split in SPLITS:
+            blocks = (conllu(next(sentences), f"{code}-{split}-{i}") for i in range(1, int(getattr(config, split)) + 1))
+            _write_gzip(folder / "treebanks" / code / f"{split}.conllu.gz", blocks)
+        lines = (f"{plain_text(next(sentences))}\n" for _ in range(config.text_lines))
+        _write_gzip(folder / "text" / f"{code}.txt.gz", lines)
+    readme = _README.format(seen=", ".join(config.seen_codes), unseen=", ".join(config.unseen_codes) or "no other")
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    return family
+
+
+def _sentences(grammar: Grammar, language: ToyLanguage, rng: random.Random) -> Iterator[tuple[Word, ...]]:
+    """Yield sentences of a language without end, none of them twice."""
+    said: set[str] = set()
+    while True:
+        words = say(grammar.sentence(rng), language)
+        # A full stop more or a space less does not make another sentence.
+        letters = "".join(c for c in plain_text(words).casefold() if c.isalnum())
+        if letters not in said:
+            said.add(letters)
+            yield words
+
+
+def _write_gzip(file: Path, parts: Iterable[str]) -> None:
+    """Write text packed with gzip, without the time and the name that would make equal files differ."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as packed:
+        for part in parts:
+            packed.write(part.encode("utf-8"))

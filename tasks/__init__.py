@@ -1,0 +1,1 @@
+"""Prefect tasks: with which service."""

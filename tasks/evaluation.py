@@ -1,0 +1,194 @@
+"""The matrix as tasks: score the cells whose parts changed, put all of them together, compare, report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from statistics import fmean
+
+import numpy as np
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from ltsft.base import Base
+from ltsft.config import Precision, TargetTask
+from ltsft.figures import Pair, interference_figure, matrix_figure
+from ltsft.interference import interference
+from ltsft.matrix import Matrix, matrix_markdown
+from ltsft.objectives.masked_lm import MaskedLM
+from ltsft.plan import Step, language_subject, task_subject
+from ltsft.report import Plot, html_page
+from ltsft.scoring import CellData, Scorer, most_frequent
+from ltsft.sft import SFT
+from tasks.matrix import PAGE, read_matrix, write_page
+from tasks.progress import artifact_key
+from tasks.records import Child
+from tasks.retries import is_service_away
+from tasks.runs import RunHandle
+from tasks.training import tagged, target_objective
+from tasks.workspace import HELD_OUT, Workspace
+
+SOURCE_SENTENCES = 200
+"""Dev sentences of the source language on which functional interference is measured."""
+
+
+@task(name="score cell", task_run_name="score {step.product.subject}", cache_policy=NO_CACHE)
+def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHandle) -> dict[str, float]:
+    """Score base + language SFT + task SFTs on the test set of one language; give the metrics."""
+    product = step.product
+    objective = target_objective(workspace, target)
+    source = target.source_language
+    seeds = workspace.project.recipes[target.name].seeds
+    language_run = workspace.made(language_subject(product.language))
+    supervised = task_subject(target.name, product.language, seeds[0])
+    held_out = workspace.tracker.download(language_run, HELD_OUT)
+    data = CellData(
+        test=objective.encode(tagged(target.test[product.language])),
+        source_dev=objective.encode(islice(tagged(target.sources[source].dev), SOURCE_SENTENCES)),
+        text=np.load(held_out, allow_pickle=False),
+        majority=most_frequent([labels for _, labels in tagged(target.sources[source].train)]),
+    )
+    recipe = workspace.project.recipes["language"]
+    scorer = _scorer(
+        workspace.base,
+        target.labels,
+        workspace.project.recipes[target.name].max_length,
+        recipe.mask_probability,
+        recipe.precision,
+        workspace.device,
+    )
+    metrics = scorer.score(
+        data,
+        language=workspace.load_sft(language_run),
+        tasks=[_sft(workspace, task_subject(target.name, source, seed)) for seed in seeds],
+        source=_sft(workspace, language_subject(source)),
+        supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
+    ).metrics
+    run.log_metrics(metrics)
+    return dict(metrics)
+
+
+@dataclass(frozen=True)
+class ScoredMatrix:
+    """The matrix with what the report shows beside it."""
+
+    matrix: Matrix
+    pairs: tuple[Pair, ...]
+
+
+@task(name="assemble matrix", task_run_name="assemble matrix", cache_policy=NO_CACHE)
+def assemble_matrix(workspace: Workspace, reasons: Mapping[str, str]) -> ScoredMatrix:
+    """Put together the cells of a project and compare every two SFTs.
+
+    Args:
+        workspace: the project.
+        reasons: by subject of a product, why it could not be made.
+    """
+    return ScoredMatrix(read_matrix(workspace, reasons), _pairs(workspace))
+
+
+@task(
+    name="log matrix",
+    task_run_name="log matrix",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+    retry_condition_fn=is_service_away,
+)
+def log_matrix(workspace: Workspace, scored: ScoredMatrix, run: RunHandle) -> None:
+    """Log the matrix with its cells as child runs, its figures and its page; write the page into the store folder."""
+    matrix = scored.matrix
+    workspace.tracker.log_children(run, _children(workspace))
+    run.log_metrics(_summary(matrix))
+    plots = _plots(scored)
+    for name, plot in plots.items():
+        run.log_figure(plot.figure, f"figures/{name}.png")
+    markdown = matrix_markdown(matrix)
+    run.log_text(markdown, "matrix.md")
+    page = html_page(matrix, plots=list(plots.values()))
+    run.log_text(page, PAGE)
+    write_page(workspace, page.encode())
+    create_markdown_artifact(
+        markdown=markdown, key=artifact_key("matrix", workspace.project.name), description="language matrix"
+    )
+
+
+def _children(workspace: Workspace) -> list[Child]:
+    """Give the cells that have a score, with the runs of the SFTs that each is composed of."""
+    children = []
+    for step in workspace.plan.of_kind("cell"):
+        product = step.product
+        record = workspace.tracker.find(product.key)
+        if record is not None:
+            ids = {need: workspace.made(need) for need in product.needs}
+            tags = {
+                "ltsft.scored_in": record.run_id,
+                "ltsft.composed_of": ", ".join(f"{need}: {run_id}" for need, run_id in ids.items()),
+                "ltsft.language": product.language,
+                "ltsft.target_task": str(product.target_task),
+            }
+            children.append(Child(product.subject, "cell of matrix", product.subject, record.metrics, ids, tags))
+    return children
+
+
+def _summary(matrix: Matrix) -> dict[str, float]:
+    """Average over the cells that have a score, without those of the source language."""
+    metrics = {"cells": float(len(matrix.cells)), "gaps": float(sum(c.is_gap for c in matrix.cells))}
+    scored = [(c.score, c.task_only) for c in matrix.cells if not c.is_source and c.score is not None]
+    if scored:
+        metrics["score"] = fmean(score for score, _ in scored)
+        metrics["score_task_only"] = fmean(alone or 0.0 for _, alone in scored)
+    return metrics
+
+
+@lru_cache(maxsize=1)
+def _scorer(
+    base: Base, labels: tuple[str, ...], max_length: int, mask_probability: float, precision: Precision, device: str
+) -> Scorer:
+    from ltsft.objectives.token_classification import TokenClassification
+
+    objective = TokenClassification(base.tokenizer, labels=labels, max_length=max_length)
+    masked_lm = MaskedLM(base.tokenizer, mask_probability=mask_probability)
+    return Scorer(base, objective, masked_lm, precision=precision, device=device)
+
+
+def _sft(workspace: Workspace, subject: str) -> SFT:
+    return workspace.load_sft(workspace.made(subject))
+
+
+def _plots(scored: ScoredMatrix) -> dict[str, Plot]:
+    plots = {"matrix": Plot(matrix_figure(scored.matrix), "Matrix", "the scores of the table as a heat map")}
+    for measure in ("overlap", "sign_conflict") if len(scored.pairs) else ():
+        figure = interference_figure(scored.pairs, measure, artificial=scored.matrix.artificial)
+        title = f"Interference: {measure.replace('_', ' ')}"
+        plots[f"interference_{measure}"] = Plot(figure, title, f"{measure.replace('_', ' ')} of every two SFTs")
+    return plots
+
+
+def _pairs(workspace: Workspace) -> tuple[Pair, ...]:
+    """Compare every pair of language SFTs, and each with the first task SFT of each target task."""
+    plan = workspace.plan
+    wanted = list(plan.of_kind("language"))
+    wanted += [
+        s for s in plan.of_kind("task") if not s.product.is_supervised and s.product.seed == _first_seed(workspace, s)
+    ]
+    runs = {_short_name(step): workspace.run_of(step.product.subject) for step in wanted}
+    loaded = {name: workspace.load_sft(run_id) for name, run_id in runs.items() if run_id is not None}
+    names = list(loaded)
+    pairs = []
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            met = interference(loaded[a], loaded[b]).overall
+            pairs.append(Pair(a, b, met.intersection, met.expected, met.sign_conflict, met.cosine_on_intersection))
+    return tuple(pairs)
+
+
+def _short_name(step: Step) -> str:
+    return step.product.language if step.product.kind == "language" else str(step.product.target_task)
+
+
+def _first_seed(workspace: Workspace, step: Step) -> int:
+    return workspace.project.recipes[str(step.product.target_task)].seeds[0]

@@ -1,0 +1,102 @@
+"""What the environment says: where MLflow is, and which secrets are used. Read once, here and nowhere else.
+
+    LTSFT_TRACKING_URI or MLFLOW_TRACKING_URI   the MLflow server or database; SQLite in the project's store by default
+    LTSFT_ARTIFACT_LOCATION                     folder or URL for the artifacts of a new MLflow experiment
+    LTSFT_GIT_COMMIT                            the commit an image was built from, where there is no checkout
+
+MLflow reads its own credentials (``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``,
+``MLFLOW_TRACKING_TOKEN``) and the S3 client its own (``AWS_*``) from the environment; they never pass through this
+project.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ltsft.errors import ConfigError
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for data
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "ltsft,tasks,flows",  # what they log is with the flow run, too
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "OMP_WAIT_POLICY": "PASSIVE",  # a spinning thread slows everything down where cores are shared
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",  # its report of heads that are new, at each load
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "DO_NOT_TRACK": "true",  # Prefect's client takes 1, true or yes; MLflow takes true alone
+}
+
+
+class Settings(BaseSettings):
+    """Settings of this process. An address is a secret here, because it may hold a password."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LTSFT_",
+        extra="ignore",
+        frozen=True,
+        env_ignore_empty=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    tracking_uri: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("LTSFT_TRACKING_URI", "MLFLOW_TRACKING_URI")
+    )
+    artifact_location: str | None = Field(default=None, description="of a new MLflow experiment; fixed from then on")
+    git_commit: str | None = Field(default=None, description="used where the working folder is not a checkout")
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _has_scheme(cls, uri: SecretStr | None) -> SecretStr | None:
+        if uri is not None and "://" not in uri.get_secret_value():
+            raise ValueError(
+                "a tracking URI has a scheme: https://mlflow.example.org, postgresql://... or "
+                "sqlite:////folder/mlflow.db; MLflow's file store (a bare folder) is out of maintenance and not used"
+            )
+        return uri
+
+    def resolve_tracking_uri(self, store_folder: str | Path) -> str:
+        """Give the address of MLflow: the one that is set, else SQLite in the project's store folder."""
+        if self.tracking_uri is not None:
+            return self.tracking_uri.get_secret_value()
+        return f"sqlite:///{Path(store_folder).absolute() / 'mlflow.db'}"
+
+    def resolve_artifact_location(self, store_folder: str | Path) -> str | None:
+        """Give where a new experiment keeps its artifacts; None leaves it to the MLflow server."""
+        if self.artifact_location is not None:
+            return self.artifact_location
+        return None if self.tracking_uri is not None else str(Path(store_folder).absolute() / "artifacts")
+
+
+@cache
+def read_settings() -> Settings:
+    """Read the environment, the first time it is called.
+
+    Raises:
+        ConfigError: a variable has a value that is not allowed; the value is not shown.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors(include_input=False))
+        raise ConfigError(f"the environment has a wrong setting: {problems}") from None
+
+
+def quiet_services() -> None:
+    """Turn off the telemetry of MLflow and Prefect, and what MLflow prints about its tables, runs and uploads.
+
+    An entry point calls it before anything imports them. What the environment already sets is left as it is.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

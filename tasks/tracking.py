@@ -1,0 +1,464 @@
+"""Everything that exists is a run in MLflow. This is the only file that imports mlflow.
+
+A *product* (an SFT, a cell, a matrix) is a run with the tag ``ltsft.key``; a FINISHED run says that the product exists.
+`Tracker` talks to MLflow through `MlflowClient` alone: no global state, safe from several threads and processes.
+
+    RUNNING, KILLED   the work was cut off (signal, service away, bug): the next attempt goes on in the same run
+    FAILED            a verdict (bad data, a training that cannot go on): the next attempt is a new run
+    FINISHED          the product exists
+
+Errors of MLflow, of its database and of its artifact store leave this file as `ServiceError`. Retries on network
+trouble are MLflow's own (``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` and friends, see docs/mlflow.md); a busy database is
+waited for here. mlflow is imported when the first `Tracker` is made: it takes seconds, and reads the environment.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+
+from ltsft.errors import LtsftError, ServiceError
+from tasks.records import (
+    ATTEMPTS,
+    FAILURE,
+    FAILURE_TYPE,
+    KEY,
+    KIND,
+    PARENT_RUN,
+    PARTS,
+    SUBJECT,
+    Child,
+    Failure,
+    Record,
+    canonical_json,
+    cut_tags,
+    flatten_params,
+    from_milliseconds,
+    git_tags,
+    join_text,
+    split_text,
+    user_name,
+)
+from tasks.runs import RunHandle
+from tasks.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_PAGE = 1000  # runs in one answer
+_METRIC_BATCH, _OTHER_BATCH = 1000, 100  # MLflow's limits for one log_batch
+_BUSY_RETRIES = 5
+_NEVER = datetime.fromtimestamp(0, UTC)
+_FRESH_SECONDS = 60.0
+_CLOCKS_DIFFER = timedelta(minutes=10)  # an end is told by the clock of the machine that did the work
+
+
+class Tracker:
+    """One MLflow experiment, as the record of what exists.
+
+    Args:
+        tracking_uri: where MLflow is: ``https://...``, ``postgresql://...``, ``sqlite:////folder/mlflow.db``.
+        experiment: name of the experiment; created when it is missing.
+        artifact_location: folder or URL of the artifacts, used only when the experiment is created.
+        cache_folder: where artifacts of a remote store are kept once downloaded; a temporary folder without it.
+        git_commit: the commit to log where the working folder is not a checkout.
+
+    Raises:
+        ServiceError: MLflow cannot be reached or refuses.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str,
+        *,
+        experiment: str,
+        artifact_location: str | None = None,
+        cache_folder: Path | None = None,
+        git_commit: str | None = None,
+    ) -> None:
+        self.tracking_uri = tracking_uri
+        self.shown_uri = re.sub(r"//[^/@]*@", "//***@", tracking_uri)
+        self.experiment = experiment
+        self._cache_folder = cache_folder
+        self._known: dict[str, Record] = {}  # by run id, as read at the time below
+        self._read_at = 0.0
+        self._reading = threading.Lock()
+        self._source_tags = {
+            "mlflow.source.name": "ltsft",
+            "mlflow.user": user_name(),
+            **git_tags(Path.cwd(), git_commit),
+        }
+        with self.service(f"open experiment {experiment!r}"):
+            _create_sqlite(tracking_uri)
+            from mlflow import MlflowClient
+
+            self.client = MlflowClient(tracking_uri=tracking_uri)
+            self.experiment_id = self._find_experiment(artifact_location)
+
+    @classmethod
+    def of_project(cls, name: str, store_folder: str | Path, *, settings: Settings | None = None) -> Tracker:
+        """Open the experiment of a project: in the MLflow that the environment names, else in SQLite in its store."""
+        settings = settings or read_settings()
+        return cls(
+            settings.resolve_tracking_uri(store_folder),
+            experiment=name,
+            artifact_location=settings.resolve_artifact_location(store_folder),
+            cache_folder=Path(store_folder).absolute() / "downloads",
+            git_commit=settings.git_commit,
+        )
+
+    def open_run(
+        self,
+        *,
+        name: str,
+        kind: str,
+        subject: str,
+        key: str,
+        parts: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        parent_run_id: str | None = None,
+    ) -> RunHandle:
+        """Open the run of a product, or go on with the one that a killed process left behind.
+
+        The caller holds the lock of the key: a RUNNING run of the same key is taken for one whose process is gone.
+
+        Args:
+            name: shown in MLflow, such as ``language fo``.
+            kind: such as ``language``, ``task``, ``cell``, ``matrix``.
+            subject: what it is about, the same from one version of the product to the next.
+            key: the hash that determines the product.
+            parts: everything that determines the key; any JSON values.
+            tags: more tags.
+            params: the recipe; nested mappings become dotted names. Parameters that a resumed run has already stay.
+            parent_run_id: the run that this one is shown under.
+
+        Returns:
+            A handle on the run; as a context manager it finishes the run, or says why it did not.
+
+        Raises:
+            ServiceError: MLflow cannot be reached or refuses.
+        """
+        all_tags = {
+            **self._source_tags,
+            **(tags or {}),
+            **split_text(PARTS, canonical_json(parts)),
+            **{KEY: key, KIND: kind, SUBJECT: subject},
+            **({PARENT_RUN: parent_run_id} if parent_run_id else {}),
+        }
+        flat = flatten_params(params or {})
+        with self.service(f"open the run {name!r}"):
+            unfinished = self._unfinished(key)
+            if unfinished is None:
+                run_id = self.client.create_run(
+                    self.experiment_id, tags=cut_tags({**all_tags, ATTEMPTS: "1"}), run_name=name
+                ).info.run_id
+            else:
+                run_id = unfinished.info.run_id
+                self.client.update_run(run_id, status="RUNNING", name=name)
+                all_tags[ATTEMPTS] = str(int(unfinished.data.tags.get(ATTEMPTS, "1")) + 1)
+                flat = _missing(flat, unfinished.data.params)
+                self.write(run_id, tags=all_tags)
+            self.write(run_id, params=flat)
+        return RunHandle(self, run_id=run_id, name=name, is_resumed=unfinished is not None)
+
+    def ui_command(self) -> str:
+        """Say how to open MLflow's pages."""
+        if self.shown_uri.startswith(("http://", "https://")):
+            return self.shown_uri
+        return f"mlflow ui --backend-store-uri {self.shown_uri}"
+
+    def find(self, key: str) -> Record | None:
+        """Give the newest FINISHED run with this key, or None."""
+        with self.service(f"look for key {key}"):
+            runs = self.client.search_runs(
+                [self.experiment_id],
+                f"attributes.status = 'FINISHED' and tags.`{KEY}` = '{key}'",
+                max_results=1,
+                order_by=["attributes.end_time DESC"],
+            )
+        return _record(runs[0]) if runs else None
+
+    def records(self, *, kind: str | None = None) -> list[Record]:
+        """List every product that exists, newest first: one query, read in pages.
+
+        Within a minute of the last such query only what finished since is asked for, so that the plans of many flow
+        runs in one process cost one reading; a run that is deleted in that minute is still listed (`find` knows).
+
+        Args:
+            kind: only products of this kind.
+        """
+        with self._reading:
+            is_fresh = bool(self._known) and time.monotonic() - self._read_at < _FRESH_SECONDS
+            newest = max((record.end for record in self._known.values()), default=_NEVER)
+            since = newest - _CLOCKS_DIFFER if is_fresh else _NEVER
+            found = self._search(
+                f"attributes.status = 'FINISHED' and tags.`{KEY}` != '' "
+                f"and attributes.end_time >= {round(since.timestamp() * 1000)}"
+            )
+            if not is_fresh:
+                self._known, self._read_at = {}, time.monotonic()
+            self._known.update({run.info.run_id: _record(run) for run in found})
+            known = sorted(self._known.values(), key=lambda record: record.end, reverse=True)
+        return [record for record in known if kind is None or record.kind == kind]
+
+    def latest_failed(self, records: Sequence[Record] | None = None) -> dict[str, Failure]:
+        """Give, by subject, the failure of each subject whose newest finished attempt FAILED.
+
+        Args:
+            records: what `records` gave, when it is at hand, to save a query.
+        """
+        failed = self._search(f"attributes.status = 'FAILED' and tags.`{SUBJECT}` != ''")
+        newest: dict[str, datetime] = {}
+        for record in (self.records() if records is None else records) if failed else ():
+            newest[record.subject] = max(record.end, newest.get(record.subject, record.end))
+        found: dict[str, Failure] = {}
+        for failure in sorted(map(_failure, failed), key=lambda f: f.end):
+            if failure.subject not in newest or failure.end > newest[failure.subject]:
+                found[failure.subject] = failure
+        return found
+
+    def log_children(self, parent: RunHandle, children: Iterable[Child]) -> dict[str, str]:
+        """Put finished runs under a parent, such as the cells of a matrix; those already there (by name) are left.
+
+        They are no products (they have no key): a cell scored in this matrix is a product with a run of its own.
+
+        Returns:
+            The run id by name.
+        """
+        with self.service(f"log the children of {parent.name!r}"):
+            known = {run.info.run_name: run for run in self._search(f"tags.`{PARENT_RUN}` = '{parent.run_id}'")}
+            ids = {name: run.info.run_id for name, run in known.items()}
+            for child in children:
+                if child.name in known and known[child.name].info.status == "FINISHED":
+                    continue
+                tags = {**self._source_tags, **child.tags, KIND: child.kind, SUBJECT: child.subject}
+                tags[PARENT_RUN] = parent.run_id
+                if child.name not in ids:
+                    created = self.client.create_run(self.experiment_id, tags=cut_tags(tags), run_name=child.name)
+                    ids[child.name] = created.info.run_id
+                handle = RunHandle(self, run_id=ids[child.name], name=child.name, is_resumed=child.name in known)
+                there = known[child.name].data.params if child.name in known else {}
+                self.write(handle.run_id, params=_missing(flatten_params(child.params), there))
+                handle.log_metrics(child.metrics)
+                handle.finish()
+        return ids
+
+    def download(self, run_id: str, artifact_path: str) -> Path:
+        """Give a local path of an artifact (a file or a folder) of a run.
+
+        From a store of local files it is the artifact itself, not a copy: do not write to it. From a remote store it is
+        downloaded once into the cache folder and is whole or not there.
+
+        Raises:
+            ServiceError: there is no such artifact, or the store cannot be reached.
+        """
+        with self.service(f"fetch {artifact_path} of run {run_id}"):
+            from mlflow.artifacts import download_artifacts
+
+            uri = self.client.get_run(run_id).info.artifact_uri
+            if uri.startswith(("/", "file:")):
+                found = Path(unquote(urlsplit(uri).path) if uri.startswith("file:") else uri, artifact_path)
+                if not found.exists():
+                    raise ServiceError(f"run {run_id} has no artifact {artifact_path!r} under {uri}")
+                return found
+            fetch = partial(
+                download_artifacts, run_id=run_id, artifact_path=artifact_path, tracking_uri=self.tracking_uri
+            )
+            if self._cache_folder is None:
+                return Path(fetch())
+            target = self._cache_folder / run_id / artifact_path
+            with FileLock(_made(self._cache_folder) / f"{run_id}.lock"):
+                if not target.exists():
+                    with tempfile.TemporaryDirectory(dir=self._cache_folder) as unpacked:
+                        Path(fetch(dst_path=unpacked)).replace(_made(target.parent) / target.name)
+            return target
+
+    def write(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        step: int | None = None,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write to a run in as few requests as MLflow allows, waiting a little where its database is busy."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = time.time_ns() // 1_000_000
+        entities: dict[str, list[Any]] = {
+            "metrics": [Metric(name, float(value), now, step or 0) for name, value in (metrics or {}).items()],
+            "params": [Param(name, value) for name, value in (params or {}).items()],
+            "tags": [RunTag(name, value) for name, value in cut_tags(tags or {}).items()],
+        }
+        for kind, values in entities.items():
+            size = _METRIC_BATCH if kind == "metrics" else _OTHER_BATCH
+            for i in range(0, len(values), size):
+                batch: dict[str, Any] = {kind: values[i : i + size]}
+                _patiently(partial(self.client.log_batch, run_id, **batch))
+
+    def end(self, run_id: str, status: str) -> None:
+        """Give a run its last status: FINISHED, FAILED or KILLED."""
+        with self.service(f"end run {run_id}"):
+            _patiently(partial(self.client.set_terminated, run_id, status=status))
+
+    @contextmanager
+    def service(self, action: str) -> Iterator[None]:
+        """Turn whatever MLflow, its database or its artifact store raises into `ServiceError`."""
+        try:
+            yield
+        except LtsftError:
+            raise
+        except Exception as error:
+            shown = str(error).replace(self.tracking_uri, self.shown_uri)
+            raise ServiceError(
+                f"MLflow at {self.shown_uri} could not {action}: {type(error).__name__}: {shown}; "
+                "check the tracking URI (LTSFT_TRACKING_URI, MLFLOW_TRACKING_URI) and that the service is up"
+            ) from error
+
+    def _find_experiment(self, artifact_location: str | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(self.client.create_experiment(self.experiment, artifact_location=artifact_location))
+            except MlflowException:  # another process may have been first
+                found = self.client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise ServiceError(
+                f"experiment {self.experiment!r} was deleted in MLflow at {self.shown_uri}; restore it "
+                f"(mlflow experiments restore --experiment-id {found.experiment_id}) or rename the project"
+            )
+        return str(found.experiment_id)
+
+    def _unfinished(self, key: str) -> Run | None:
+        for status in ("RUNNING", "KILLED", "SCHEDULED"):
+            runs = self.client.search_runs(
+                [self.experiment_id], f"attributes.status = '{status}' and tags.`{KEY}` = '{key}'", max_results=1
+            )
+            if runs:
+                return runs[0]
+        return None
+
+    def _search(self, filter_string: str) -> list[Run]:
+        """Read all pages; oldest first, so that runs that are added meanwhile do not shift the pages."""
+        runs: dict[str, Run] = {}
+        token: str | None = None
+        with self.service("list runs"), _no_collection():
+            while True:
+                page = self.client.search_runs(
+                    [self.experiment_id],
+                    filter_string,
+                    max_results=_PAGE,
+                    order_by=["attributes.start_time ASC"],
+                    page_token=token,
+                )
+                runs.update({run.info.run_id: run for run in page})
+                token = page.token
+                if not token:
+                    return list(runs.values())
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Put off garbage collection: MLflow makes an object of each metric, parameter and tag, and two thirds of the time
+    of a large query went into looking through them (3,000 runs: 8 s with, 2.7 s without).
+    """
+    paused = gc.isenabled()  # of several threads, only the one that paused it starts it again
+    if paused:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
+
+
+def _create_sqlite(uri: str) -> None:
+    """Create MLflow's tables in another file, then rename it: nobody sees, and no kill leaves, half a database."""
+    found = re.fullmatch(r"sqlite:///([^?]+)", uri)
+    if not found or found[1] == ":memory:":
+        return
+    database = Path(found[1])
+    if database.exists():
+        return
+    _made(database.parent)
+    with FileLock(f"{database}.lock"):
+        if database.exists():
+            return
+        from mlflow import MlflowClient
+
+        with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
+            whole = Path(folder) / database.name
+            MlflowClient(tracking_uri=f"sqlite:///{whole}").search_experiments(max_results=1)
+            whole.replace(database)
+
+
+def _patiently(action: Callable[[], object]) -> None:
+    """Do it; while the database says it is busy, wait and do it again (each wait twice as long, 31 s in all)."""
+    from mlflow.exceptions import MlflowException
+
+    for attempt in range(_BUSY_RETRIES + 1):
+        try:
+            action()
+            return
+        except MlflowException as error:
+            if error.error_code != "TEMPORARILY_UNAVAILABLE" or attempt == _BUSY_RETRIES:
+                raise
+            time.sleep(2**attempt)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _missing(params: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
+    """Give the parameters that a run does not have yet; MLflow refuses to change one."""
+    return {name: value for name, value in params.items() if name not in there}
+
+
+def _record(run: Run) -> Record:
+    tags = dict(run.data.tags)
+    return Record(
+        run_id=run.info.run_id,
+        key=tags.get(KEY, ""),
+        kind=tags.get(KIND, ""),
+        subject=tags.get(SUBJECT, ""),
+        parts=json.loads(join_text(PARTS, tags) or "{}"),
+        metrics=dict(run.data.metrics),
+        params=dict(run.data.params),
+        tags={name: value for name, value in tags.items() if not name.startswith(PARTS)},
+        artifact_uri=run.info.artifact_uri,
+        start=from_milliseconds(run.info.start_time),
+        end=from_milliseconds(run.info.end_time),
+    )
+
+
+def _failure(run: Run) -> Failure:
+    tags = run.data.tags
+    return Failure(
+        run_id=run.info.run_id,
+        key=tags.get(KEY, ""),
+        subject=tags[SUBJECT],
+        reason=tags.get(FAILURE, ""),
+        error_type=tags.get(FAILURE_TYPE, ""),
+        end=from_milliseconds(run.info.end_time),
+    )

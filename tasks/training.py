@@ -1,0 +1,141 @@
+"""Training as tasks: fetch the data, learn the SFT, measure it, store it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from ltsft.config import LabelledData, Language, Source, TargetTask
+from ltsft.figures import density_figure
+from ltsft.files import load_sft, save_sft
+from ltsft.interference import sparsity
+from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
+from ltsft.objectives.token_classification import TokenClassification
+from ltsft.plan import Step, language_subject
+from ltsft.sources import read_rows, read_text
+from ltsft.train import TrainingData, train_sft
+from tasks.progress import ProgressReporter
+from tasks.retries import is_service_away
+from tasks.runs import RunHandle
+from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
+
+HELD_OUT_EVERY = 10
+"""Without dev data, every tenth sentence of the training data chooses the best checkpoint."""
+
+
+@task(name="train language SFT", task_run_name="train language SFT {language.code}", cache_policy=NO_CACHE)
+def train_language_sft(workspace: Workspace, language: Language, step: Step, run: RunHandle) -> Path:
+    """Learn a language SFT from raw text; give the folder that holds it."""
+    folder = workspace.working_folder(step)
+    recipe = workspace.project.recipes["language"]
+    tokenizer = workspace.base.tokenizer
+    packed = pack_text(
+        read_text(language.text), tokenizer, max_length=recipe.max_length, file=folder / f"{recipe.max_length}.tokens"
+    )
+    examples, held_out = split_held_out(packed, recipe.held_out)
+    get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(packed), recipe.max_length)
+    (folder / HELD_OUT).parent.mkdir(exist_ok=True)
+    np.save(folder / HELD_OUT, np.stack([held_out[i] for i in range(len(held_out))]), allow_pickle=False)
+    return _train(
+        workspace,
+        step,
+        run,
+        objective=MaskedLM(tokenizer, mask_probability=recipe.mask_probability),
+        kind="language",
+        subject=language.code,
+        recipe=recipe,
+        data=TrainingData(examples, held_out),
+    )
+
+
+@task(name="train task SFT", task_run_name="train {step.product.subject}", cache_policy=NO_CACHE)
+def train_task_sft(workspace: Workspace, target: TargetTask, data: LabelledData, step: Step, run: RunHandle) -> Path:
+    """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it."""
+    recipe = workspace.project.recipes[target.name]
+    objective = target_objective(workspace, target)
+    examples = objective.encode(tagged(data.train))
+    if data.dev:
+        held_out = objective.encode(tagged(data.dev))
+    else:
+        held_out = [e for e in examples if e.sentence % HELD_OUT_EVERY == 0]
+        examples = [e for e in examples if e.sentence % HELD_OUT_EVERY]
+    language = step.product.language
+    source = workspace.load_sft(workspace.made(language_subject(language)))
+    return _train(
+        workspace,
+        step,
+        run,
+        objective=objective,
+        kind="task",
+        subject=target.name,
+        recipe=recipe,
+        data=TrainingData(examples, held_out),
+        applied=[source],
+        source_languages=(language,),
+    )
+
+
+def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Path:
+    folder = workspace.working_folder(step)
+    product = step.product
+    recipe = what["recipe"]
+    data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
+    with ProgressReporter(run, name=product.subject, iterations=recipe.iterations) as reporter:
+        sft = train_sft(
+            workspace.base,
+            what.pop("objective"),
+            **what,
+            seed=product.seed or 0,
+            folder=folder,
+            details={"key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
+            checkpoint_seconds=60.0 * workspace.project.store.checkpoint_minutes,
+            device=workspace.device,
+            on_progress=reporter,
+        )
+    return save_sft(sft, folder / SFT_FOLDER)
+
+
+@task(
+    name="store SFT",
+    task_run_name="store {step.product.subject}",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+    retry_condition_fn=is_service_away,
+)
+def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) -> None:
+    """Measure the sparsity of an SFT, log it with its folder, and close the run: from now on the product exists."""
+    sft = load_sft(folder)
+    measured = sparsity(sft)
+    run.log_metrics({**measured.metrics(), "support_size": sft.support_size, "maskable": sft.maskable})
+    run.log_metrics({f"{h['phase']}.best_score": h["best_score"] for h in sft.details["history"]})
+    run.log_metrics({f"{h['phase']}.best_step": h["best_step"] for h in sft.details["history"]})
+    figure = density_figure(
+        {name: share.density for name, share in measured.layers.items()},
+        overall=measured.overall.density,
+        title=step.product.subject,
+        groups={name: share.density for name, share in measured.groups.items()},
+    )
+    run.log_figure(figure, "figures/density.png")
+    run.log_folder(folder, SFT_FOLDER)
+    held_out = workspace.working_folder(step) / HELD_OUT
+    if held_out.is_file():
+        run.log_file(held_out, str(Path(HELD_OUT).parent))
+    run.finish()
+    workspace.remove_working_folder(step)
+
+
+def target_objective(workspace: Workspace, target: TargetTask) -> TokenClassification:
+    """Give the objective of a target task."""
+    recipe = workspace.project.recipes[target.name]
+    return TokenClassification(workspace.base.tokenizer, labels=target.labels, max_length=recipe.max_length)
+
+
+def tagged(sources: tuple[Source, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Read sentences as (words, labels)."""
+    return [(row.words, row.upos) for source in sources for row in read_rows(source)]

@@ -1,0 +1,114 @@
+"""The validation gate as tasks: judge the data, keep the report, stop what failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
+
+from ltsft.config import LabelledData, Language, Source, TargetTask
+from ltsft.plan import Step
+from ltsft.sources import Row, read_rows
+from tasks.progress import artifact_key
+from tasks.quality import GateResult, validate_labelled, validate_text
+from tasks.runs import RunHandle
+from tasks.workspace import REPORT_FOLDER, Workspace
+
+
+@task(name="validate text", task_run_name="validate text {language.code}", cache_policy=NO_CACHE)
+def validate_language(workspace: Workspace, language: Language, step: Step, run: RunHandle) -> None:
+    """Judge the raw text of a language, against all its test and dev sets too.
+
+    Raises:
+        ValidationError: saying which expectation failed, with example lines; the report is kept with the run.
+    """
+    result = validate_text(
+        language,
+        gate=workspace.project.gates.text,
+        tokenizer=workspace.base.tokenizer,
+        test_sentences=_evaluation_sentences(workspace, language.code),
+        report_folder=_report_folder(workspace, step),
+    )
+    _keep(workspace, replace(result, subject=step.product.subject), step, run)
+
+
+@task(name="validate labels", task_run_name="validate labels {step.product.subject}", cache_policy=NO_CACHE)
+def validate_target_task(
+    workspace: Workspace, target: TargetTask, data: LabelledData, step: Step, run: RunHandle
+) -> None:
+    """Judge labelled data and the test set of the same language.
+
+    Raises:
+        ValidationError: saying which expectation failed, with example lines; the report is kept with the run.
+    """
+    language = step.product.language
+    splits = {f"{language} train": _rows(data.train)}
+    if data.dev:
+        splits[f"{language} dev"] = _rows(data.dev)
+    if language in target.test:
+        splits[f"{language} test"] = _rows(target.test[language])
+    result = validate_labelled(
+        target,
+        splits,
+        gate=workspace.project.gates.labelled,
+        report_folder=_report_folder(workspace, step),
+        subject=step.product.subject,
+    )
+    _keep(workspace, result, step, run)
+
+
+@task(name="validate test", task_run_name="validate test set {step.product.subject}", cache_policy=NO_CACHE)
+def validate_test(workspace: Workspace, target: TargetTask, step: Step, run: RunHandle) -> None:
+    """Judge the test set of a cell.
+
+    Raises:
+        ValidationError: saying which expectation failed, with example lines; the report is kept with the run.
+    """
+    language = step.product.language
+    result = validate_labelled(
+        target,
+        {f"{language} test": _rows(target.test[language])},
+        gate=workspace.project.gates.labelled,
+        report_folder=_report_folder(workspace, step),
+        subject=step.product.subject,
+    )
+    _keep(workspace, result, step, run)
+
+
+def _keep(workspace: Workspace, result: GateResult, step: Step, run: RunHandle) -> None:
+    run.log_folder(result.report.parent, REPORT_FOLDER)
+    run.log_metrics({f"validation.{_metric(name)}": value for name, value in result.measures.items()})
+    create_markdown_artifact(
+        markdown=result.markdown(),
+        key=artifact_key("validation", result.subject),
+        description=f"validation of {result.subject}",
+    )
+    logger = get_run_logger()
+    (logger.info if result.success else logger.error)(result.message())
+    if not result.success:
+        workspace.remove_working_folder(step)
+    result.raise_for_failure()
+
+
+def _metric(name: str) -> str:
+    return name.replace(" ", ".")
+
+
+def _report_folder(workspace: Workspace, step: Step) -> Path:
+    return workspace.working_folder(step) / REPORT_FOLDER
+
+
+def _rows(sources: tuple[Source, ...]) -> chain[Row]:
+    return chain.from_iterable(read_rows(source) for source in sources)
+
+
+def _evaluation_sentences(workspace: Workspace, language: str) -> chain[str]:
+    targets = workspace.project.target_tasks.values()
+    tests = [source for target in targets for source in target.test.get(language, ())]
+    devs = [s for target in targets for s in (target.sources[language].dev if language in target.sources else ())]
+    return chain.from_iterable((row.text for row in read_rows(source)) for source in (*tests, *devs))

@@ -1,0 +1,184 @@
+"""What the tasks of a flow run work with: the project, its base, its record in MLflow and its folders."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from ltsft.base import Base, load_base, locate_base
+from ltsft.config import Project, ProjectRef, Source
+from ltsft.errors import TrainingError
+from ltsft.files import load_sft
+from ltsft.plan import Fingerprints, Plan, Step, make_plan
+from ltsft.sft import SFT
+from ltsft.sources import ensure_local, fingerprint
+from tasks.logs import drop_tracebacks_of_verdicts
+from tasks.runs import RunHandle
+from tasks.tracking import Tracker
+
+SFT_FOLDER = "sft"
+REPORT_FOLDER = "validation"
+HELD_OUT = "held_out/sequences.npy"
+WAIT_POLL_SECONDS = 0.5
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Workspace:
+    """A project that is open. It is made anew for each flow run, so that what changed since is seen."""
+
+    ref: ProjectRef
+    project: Project
+    tracker: Tracker
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def base(self) -> Base:
+        """The base that the project names."""
+        return _load_base(
+            locate_base(self.project.base.id, data_root=self.project.data_root), self.project.base.revision
+        )
+
+    @property
+    def store(self) -> Path:
+        """The project's store folder."""
+        return self.project.store.folder.absolute()
+
+    def fetch(self, sources: tuple[Source, ...]) -> None:
+        """Fetch what is missing under the data root from its origin."""
+        for source in sources:
+            ensure_local(source)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What there is to do, as things stood when this was first asked."""
+        project = self.project
+        sources = list(project.all_sources().values())
+        self.fetch(tuple(sources))
+        prints = Fingerprints(
+            encoder=self.base.ref.fingerprint,
+            head=self.base.head_fingerprint,
+            tokenizer=self.base.ref.tokenizer_fingerprint,
+            sources={str(source): fingerprint(source) for source in sources},
+        )
+        records = self.tracker.records()
+        failures = {subject: failure.reason for subject, failure in self.tracker.latest_failed(records).items()}
+        return make_plan(project, prints, records, failures=failures)
+
+    def run_of(self, subject: str) -> str | None:
+        """Give the run of a product if it exists by now."""
+        record = self.tracker.find(self.plan.step(subject).product.key)
+        return record.run_id if record is not None else None
+
+    def made(self, subject: str) -> str:
+        """Give the run of a product that something else is made from.
+
+        Raises:
+            TrainingError: it does not exist yet.
+        """
+        run_id = self.run_of(subject)
+        if run_id is None:
+            raise TrainingError(
+                f"{subject} does not exist yet and has to be made first; ltsft run makes everything in its order"
+            )
+        return run_id
+
+    def load_sft(self, run_id: str) -> SFT:
+        """Fetch and check an SFT."""
+        return load_sft(self.tracker.download(run_id, SFT_FOLDER))
+
+    def working_folder(self, step: Step) -> Path:
+        """Give the folder for what is in the making: one for each key, never shared by two."""
+        folder = self.store / "making" / step.product.key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def remove_working_folder(self, step: Step) -> None:
+        """Remove what was in the making of a product that is stored."""
+        shutil.rmtree(self.working_folder(step), ignore_errors=True)
+
+    @contextmanager
+    def claim(self, key: str, subject: str) -> Iterator[str | None]:
+        """Hold the key of a product; whoever wants the same key meanwhile waits, and then finds the product.
+
+        The lock is a file in the store folder: it goes with the process that holds it, however that ends.
+
+        Args:
+            key: of the product.
+            subject: what it is, for the log line that says what is waited for.
+
+        Yields:
+            The run of the product if it exists already, else None.
+        """
+        folder = self.store / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _LOG.warning("%s is being made by another run; waiting for it (key %s)", subject, key)
+            lock.acquire(poll_interval=WAIT_POLL_SECONDS)
+        try:
+            record = self.tracker.find(key)
+            yield record.run_id if record is not None else None
+        finally:
+            lock.release()
+
+    def open_run(self, step: Step, *, recipe: dict[str, object] | None = None) -> RunHandle:
+        """Open the MLflow run of a product, or go on with the one that a kill left open."""
+        product = step.product
+        parents = {need: self.run_of(need) or "" for need in product.needs}
+        facts = {"language": product.language, "target_task": product.target_task, "seed": product.seed}
+        tags = {
+            "ltsft.base": f"{self.base.id}{f'@{self.base.revision}' if self.base.revision else ''}",
+            "ltsft.base_fingerprint": self.base.ref.fingerprint,
+            "ltsft.parents": ", ".join(f"{need}: {run}" for need, run in parents.items()),
+            **{f"ltsft.{name}": str(value) for name, value in facts.items() if value is not None},
+        }
+        return self.tracker.open_run(
+            name=product.subject,
+            kind=product.kind,
+            subject=product.subject,
+            key=product.key,
+            parts=product.parts,
+            tags=tags,
+            params={**{n: v for n, v in facts.items() if v is not None}, **(recipe or {})},
+        )
+
+
+def open_workspace(ref: ProjectRef) -> Workspace:
+    """Read the project file and open its record.
+
+    Raises:
+        ConfigError: the project file is wrong.
+        ServiceError: MLflow cannot be reached.
+    """
+    drop_tracebacks_of_verdicts()
+    project = ref.load()
+    store = project.store.folder.absolute()
+    store.mkdir(parents=True, exist_ok=True)
+    return Workspace(ref=ref, project=project, tracker=_tracker(project.name, str(store)))
+
+
+@lru_cache(maxsize=8)
+def _tracker(name: str, store: str) -> Tracker:
+    return Tracker.of_project(name, store)
+
+
+def _load_base(id: str, revision: str | None) -> Base:
+    folder = Path(id)
+    stamp = tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in folder.glob("*") if f.is_file()))
+    return _cached_base(id, revision, stamp)
+
+
+@lru_cache(maxsize=2)
+def _cached_base(id: str, revision: str | None, stamp: tuple[tuple[str, int, int], ...]) -> Base:
+    return load_base(id, revision)

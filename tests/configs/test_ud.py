@@ -1,0 +1,35 @@
+"""The project file of the real run: it parses, all of it has an origin, and the labels are those of its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ltsft.config import load_project
+from ltsft.sources import read_rows, read_text
+
+UD = Path(__file__).parents[2] / "configs" / "ud.yaml"
+
+
+def test_every_source_of_the_ud_project_has_an_origin_of_its_own(tmp_path: Path) -> None:
+    sources = load_project(UD, data_root=str(tmp_path)).all_sources().values()
+    assert all(source.origin is not None and source.origin.startswith("https://") for source in sources)
+    assert len({source.location for source in sources}) == len({source.origin for source in sources}) == len(sources)
+
+
+def test_every_language_of_the_ud_project_is_scored(tmp_path: Path) -> None:
+    project = load_project(UD, data_root=str(tmp_path))
+    assert set(project.target_tasks["pos"].test) == set(project.languages)
+    assert len(project.unseen) >= 10
+
+
+@pytest.mark.real
+def test_the_ud_project_runs_on_the_shared_data(shared: Path) -> None:
+    project = load_project(UD, data_root=str(shared / "data"))
+    pos = project.target_tasks["pos"]
+    for language, sources in pos.test.items():
+        rows = [row for source in sources for row in read_rows(source)]
+        assert len(rows) > 100, language
+        assert {label for row in rows for label in row.upos} <= set(pos.labels), language
+        assert sum(1 for _ in read_text(project.languages[language].text)) > 5000, language

@@ -1,0 +1,179 @@
+"""What tests of every room share: real data where it is, and a tiny base and project made on the spot."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+SYLLABLES = [c + v for c in "bdfgklmnprstv" for v in "aeiou"]
+LABELS = ["NOUN", "VERB", "ADJ", "PUNCT"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_environment() -> None:
+    """Keep the services quiet and the numbers the same whatever runs beside."""
+    from tasks.settings import quiet_services
+
+    quiet_services()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data, bases and reference files: the folder that LTSFT_SHARED names."""
+    named = os.environ.get("LTSFT_SHARED")
+    if not named or not Path(named).is_dir():
+        pytest.skip("real data are not here: set LTSFT_SHARED to a folder with data/, models/ and reference/")
+    return Path(named)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """Prefect's own server, once for all tests."""
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def _words(seed: int) -> dict[str, list[str]]:
+    rng = random.Random(seed)
+    ending = {"NOUN": "o", "VERB": "as", "ADJ": "ik", "PUNCT": ""}
+    stems = ["".join(rng.choices(SYLLABLES, k=2)) for _ in range(60)]
+    words = {label: [stem + ending[label] for stem in stems[i::3]] for i, label in enumerate(LABELS[:3])}
+    return {**words, "PUNCT": ["."]}
+
+
+def _sentence(words: dict[str, list[str]], rng: random.Random) -> list[tuple[str, str]]:
+    order = ["ADJ", "NOUN", "VERB", "NOUN"][rng.randrange(2) :]
+    tagged = [(rng.choice(words[label]), label) for label in order]
+    return [*tagged, (".", "PUNCT")]
+
+
+def _conllu(sentences: list[list[tuple[str, str]]]) -> str:
+    blocks = []
+    for sentence in sentences:
+        rows = [
+            f"{i}\t{w}\t_\t{label}\t_\t_\t{0 if i == 1 else 1}\t{'root' if i == 1 else 'dep'}\t_\t_"
+            for i, (w, label) in enumerate(sentence, 1)
+        ]
+        blocks.append("\n".join(rows) + "\n\n")
+    return "".join(blocks)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny, untrained BERT and its tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+    letters = "abcdefghijklmnopqrstuvwxyz.,"
+    text = [w for seed in range(4) for ws in _words(seed).values() for w in ws] + list(letters) * 3
+    tokenizer.train_from_iterator([" ".join(text), letters], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_project(tiny_base: Path, tmp_path: Path) -> Path:
+    """A project file with three languages and a tagging task, small enough to train in seconds."""
+    return _write_project(tmp_path, tiny_base)
+
+
+@pytest.fixture(scope="session")
+def finished_project(prefect_server: None, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny project once run to its end; for reading. `changeable_project` is a copy to change and run again."""
+    file = _write_project(tmp_path_factory.mktemp("finished"), tiny_base)
+    project = yaml.safe_load(file.read_text(encoding="utf-8"))
+    labelled = {"train": "conllu:cc-train.conllu", "dev": "conllu:cc-dev.conllu"}
+    project["target_tasks"]["pos"]["supervised"] = {"cc": labelled}
+    file.write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
+    from flows.retrain import retrain
+    from ltsft.config import ProjectRef
+
+    state = retrain(ProjectRef(file=str(file)), return_state=True)
+    assert state.is_completed(), state.message
+    return file
+
+
+@pytest.fixture
+def changeable_project(finished_project: Path, tmp_path: Path) -> Path:
+    """A copy of the finished project with a record of its own."""
+    shutil.copytree(finished_project.parent, tmp_path / "project")
+    file = tmp_path / "project" / finished_project.name
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace(str(finished_project.parent), str(file.parent)), encoding="utf-8")
+    return file
+
+
+def _write_project(folder: Path, base: Path) -> Path:
+    data = folder / "data"
+    data.mkdir()
+    for number, code in enumerate(("aa", "bb", "cc")):
+        words, rng = _words(number), random.Random(number)
+        lines = [" ".join(w for w, _ in _sentence(words, rng)) for _ in range(600)]
+        (data / f"{code}.txt").write_text("\n".join(dict.fromkeys(lines)) + "\n", encoding="utf-8")
+        for split, count in (("train", 150), ("dev", 40), ("test", 50)):
+            seen: dict[str, list[tuple[str, str]]] = {}
+            while len(seen) < count:
+                sentence = _sentence(words, random.Random(rng.random()))
+                if (text := " ".join(w for w, _ in sentence)) not in lines:
+                    seen[text] = sentence
+            (data / f"{code}-{split}.conllu").write_text(_conllu(list(seen.values())), encoding="utf-8")
+    phase = {"max_steps": 12, "min_steps": 12, "learning_rate": 1e-3}
+    recipe = {"density": 0.2, "full": phase, "sparse": phase, "batch_size": 8, "max_length": 24, "evaluations": 2}
+    project = {
+        "name": "tiny",
+        "artificial": True,
+        "data_root": str(data),
+        "base": {"id": str(base)},
+        "languages": {
+            c: {"name": f"Language {c}", "script": "Latn", "text": f"text:{c}.txt"} for c in ("aa", "bb", "cc")
+        },
+        "target_tasks": {
+            "pos": {
+                "objective": "pos",
+                "labels": LABELS,
+                "sources": {"aa": {"train": "conllu:aa-train.conllu", "dev": "conllu:aa-dev.conllu"}},
+                "test": {c: f"conllu:{c}-test.conllu" for c in ("aa", "bb", "cc")},
+            }
+        },
+        "recipes": {"language": recipe, "pos": recipe},
+        "gates": {"text": {"min_characters": 100}},
+        "store": {"folder": str(folder / "store")},
+    }
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
+    return file

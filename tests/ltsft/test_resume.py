@@ -1,0 +1,105 @@
+"""A training that is killed by SIGKILL and started again ends with the same SFT, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHILD = Path(__file__).with_name("train_child.py")
+
+KILLS: dict[str, list[dict[str, Any]]] = {
+    "language": [  # two rounds of select and train; a place is a stage and a step, `once` that a folder exists
+        {"at": ["full", 5]},
+        {"checkpoint": "checkpoint-7"},
+        {"at": ["selection", 0]},
+        {"at": ["sparse", 4]},
+        {"at": ["sparse", 7], "truncate": True},
+        {"at": ["sparse", 8], "once": "1-sparse"},
+    ],
+    "task": [{"at": ["full", 3]}, {"at": ["selection", 0]}, {"at": ["sparse", 6]}],
+}
+"""Where each attempt dies. A checkpoint is written after the report of each step."""
+
+RESTARTS = {
+    "language": [
+        ["full", 1],
+        ["full", 5],  # killed after the step and before its checkpoint: one step is done again
+        ["full", 7],  # the torn checkpoint is not used
+        ["selection", 0],  # the full phase is not done again
+        ["sparse", 3],  # the checkpoint of step 3 was truncated: from that of step 2
+        ["sparse", 7],
+        ["sparse", 8],
+    ],
+    "task": [["full", 1], ["full", 3], ["selection", 0], ["sparse", 6]],
+}
+"""What each attempt reports first."""
+
+
+def run_jobs(jobs: list[dict[str, Any]], file: Path, *, hash_seed: str) -> None:
+    file.write_text(json.dumps(jobs), encoding="utf-8")
+    ours = {"PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHILD.parents[2])}
+    environment = {**os.environ, **ours}
+    done = subprocess.run(
+        [sys.executable, str(CHILD), str(file)], env=environment, capture_output=True, text=True, timeout=550
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders with a training of each kind: undisturbed, and killed again and again."""
+    root = tmp_path_factory.mktemp("resume")
+    for name, hash_seed in (("undisturbed", "1"), ("killed", "2")):
+        jobs = [
+            {
+                "kind": kind,
+                "base": str(tiny_base),
+                "folder": str(root / name / kind),
+                "kills": KILLS[kind] if name == "killed" else [],
+            }
+            for kind in KILLS
+        ]
+        run_jobs(jobs, root / f"{name}.json", hash_seed=hash_seed)
+    return root / "undisturbed", root / "killed"
+
+
+def read_attempts(folder: Path) -> list[list[list[Any]]]:
+    """What each attempt reported, in order."""
+    attempts: list[list[list[Any]]] = []
+    for line in (folder / "progress.log").read_text().splitlines():
+        report = json.loads(line)
+        if report[0] == "start":
+            attempts.append([])
+        elif not attempts[-1] or attempts[-1][-1] != report:
+            attempts[-1].append(report)
+    return attempts
+
+
+@pytest.mark.parametrize("kind", list(KILLS))
+def test_a_training_killed_again_and_again_ends_with_the_same_bits(kind: str, folders: tuple[Path, Path]) -> None:
+    undisturbed, killed = (folder / kind / "sft" for folder in folders)
+    names = sorted(file.name for file in undisturbed.iterdir())
+    assert names == sorted(file.name for file in killed.iterdir())
+    assert {"sft.safetensors", "sft.json"} <= set(names)
+    for name in names:
+        assert (undisturbed / name).read_bytes() == (killed / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("kind", list(KILLS))
+def test_a_kill_costs_one_checkpoint_interval_at_most(kind: str, folders: tuple[Path, Path]) -> None:
+    attempts = read_attempts(folders[1] / kind)
+    assert [attempt[0] for attempt in attempts] == RESTARTS[kind]
+    assert [attempt[-1] for attempt, place in zip(attempts, KILLS[kind], strict=False) if "at" in place] == [
+        place["at"] for place in KILLS[kind] if "at" in place
+    ]
+
+
+def test_checkpoints_are_gone_when_a_phase_is_done(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        assert not list(folder.glob("*/*/checkpoint-*"))
