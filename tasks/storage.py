@@ -131,6 +131,24 @@ class Bucket:
             _pause(attempt)
         return None
 
+    def head(self, name: str, size_bytes: int) -> bytes:
+        """Read the beginning of an object; nothing if it is empty.
+
+        Raises:
+            StoredFileError: there is no such object.
+            ServiceError: the store cannot be reached.
+        """
+        with self._service("read", name):
+            try:
+                answer = _client().get_object(
+                    Bucket=self.bucket, Key=self._key(name), Range=f"bytes=0-{size_bytes - 1}"
+                )
+            except Exception as error:
+                if _status(error) == 416:
+                    return b""
+                raise
+            return answer["Body"].read()  # type: ignore[no-any-return]
+
     def upload(self, file: Path, name: str, *, if_absent: bool = False) -> str:
         """Write a file, in parts if it is large; readers see the whole or what was there before.
 

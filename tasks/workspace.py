@@ -21,6 +21,7 @@ from ltsft.plan import Fingerprints, Plan, Step, make_plan
 from ltsft.sft import SFT
 from ltsft.sources import ensure_local, fingerprint
 from tasks.checkpoints import Checkpoints
+from tasks.inbox import inbox_overrides
 from tasks.leases import Lease, leased
 from tasks.logs import drop_tracebacks_of_verdicts
 from tasks.runs import RunHandle
@@ -115,8 +116,7 @@ class Workspace:
     @cached_property
     def bucket(self) -> Bucket | None:
         """Where this project keeps what other machines need to see; None where there is only this one."""
-        location = read_settings().bucket
-        return Bucket(location) / self.project.name if location is not None else None
+        return _bucket_of(self.project)
 
     @contextmanager
     def checkpoints(self, step: Step) -> Iterator[None]:
@@ -206,7 +206,7 @@ class Workspace:
 
 
 def open_workspace(ref: ProjectRef) -> Workspace:
-    """Read the project file and open its record.
+    """Read the project file, add the languages of the inbox, and open the project's record.
 
     Raises:
         ConfigError: the project file is wrong.
@@ -214,9 +214,17 @@ def open_workspace(ref: ProjectRef) -> Workspace:
     """
     drop_tracebacks_of_verdicts()
     project = ref.load()
+    if (bucket := _bucket_of(project)) is not None:
+        added = inbox_overrides(project, bucket)
+        project = ref.model_copy(update={"overrides": (*ref.overrides, *added)}).load() if added else project
     store = project.store.folder.absolute()
     store.mkdir(parents=True, exist_ok=True)
     return Workspace(ref=ref, project=project, tracker=_tracker(project.name, str(store)))
+
+
+def _bucket_of(project: Project) -> Bucket | None:
+    location = read_settings().bucket
+    return Bucket(location) / project.name if location is not None else None
 
 
 @lru_cache(maxsize=8)

@@ -202,13 +202,17 @@ def test_the_later_phase_is_further() -> None:
 def test_sigterm_waits_for_the_end_of_a_step_and_then_goes_up() -> None:
     steps = []
 
-    with pytest.raises(TerminationSignal), stop_between_steps() as should_stop:
-        for step in range(10):
-            if step == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            steps.append(step)
-            if should_stop():
-                raise InterruptedTraining("asked to stop")
+    def train() -> None:
+        with stop_between_steps() as should_stop:
+            for step in range(10):
+                if step == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                steps.append(step)
+                if should_stop():
+                    raise InterruptedTraining("asked to stop")
+
+    with pytest.raises(TerminationSignal):
+        train()
 
     assert steps == [0, 1, 2, 3]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
