@@ -104,7 +104,9 @@ def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int)
         return f"crashed {times}, which is the most that is allowed; the last time: {reason}"
     pause = RETRY_SECONDS[min(count, len(RETRY_SECONDS)) - 1]
     when = datetime.now(UTC) + timedelta(seconds=pause)
-    again: State[Any] = AwaitingRetry(scheduled_time=when, message=f"crashed ({reason}); attempt {count + 1} of {crashes}")
+    again: State[Any] = AwaitingRetry(
+        scheduled_time=when, message=f"crashed ({reason}); attempt {count + 1} of {crashes}"
+    )
     client.set_flow_run_state(run.id, again)
     return ""
 
@@ -139,7 +141,7 @@ def _start(client: SyncPrefectClient, launch: Launch, crashes: int) -> FlowRun:
     if before and _is_crashed(before[0]) and not reschedule_crashed(client, before[0], crashes=crashes):
         return before[0]
     try:
-        run = run_deployment(
+        started = run_deployment(
             launch.deployment,
             parameters=dict(launch.parameters),
             timeout=0,
@@ -147,7 +149,7 @@ def _start(client: SyncPrefectClient, launch: Launch, crashes: int) -> FlowRun:
             # Two that start at the same moment see the same runs before, and get the same run.
             idempotency_key=f"{launch.key}-{len(before)}",
         )
-        return cast(FlowRun, run)  # this is no async context
+        return cast(FlowRun, started)  # it is no coroutine: this is no async context
     except ObjectNotFound as error:
         raise ServiceError(f"Prefect knows no deployment {launch.deployment}; run ltsft bootstrap") from error
 
