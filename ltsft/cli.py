@@ -166,7 +166,7 @@ def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None
 @app.command()
 def bootstrap(
     file: ProjectFile,
-    root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path("."),
+    root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path(),
     job_variables: Annotated[
         list[str] | None, typer.Option("--job-variable", help="Another default of the pools, as name=value.")
     ] = None,

@@ -130,7 +130,7 @@ class Workspace:
         checkpoints = Checkpoints(self.bucket, key, self.working_folder(step), check=partial(self.check_claim, key))
         number = checkpoints.restore()
         if number is not None:
-            _LOG.info("%s goes on from checkpoint %d of another run (key %s)", step.product.subject, number, key)
+            _LOG.info("%s goes on from checkpoint %d of an earlier attempt", step.product.subject, number)
         with checkpoints:
             yield
 

@@ -1,4 +1,4 @@
-"""A cluster on this machine: Prefect's real server and workers, MLflow on PostgreSQL, S3 over HTTP, a stand-in for nodes.
+"""A cluster on this machine: Prefect's server and workers, MLflow on PostgreSQL, S3 over HTTP, a stand-in for nodes.
 
 Everything that a pod is made of is real: the job template is rendered by prefect-kubernetes' worker, watched by its
 observer, and its command runs as a process of its own with the environment that the template gives it.
@@ -52,7 +52,13 @@ class Process:
     def start(self) -> None:
         with self.log.open("ab") as file:
             self.process = subprocess.Popen(
-                self.command, env=self.environment, stdout=file, stderr=file, start_new_session=True, cwd=ROOT, **self.more
+                self.command,
+                env=self.environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                cwd=ROOT,
+                **self.more,
             )
 
     def kill(self) -> None:
@@ -140,6 +146,7 @@ class Rig:
             "LTSFT_ARTIFACT_LOCATION": "s3://ltsft/mlflow",
             "LTSFT_TRAININGS": "deployments",
             "LTSFT_POLL_SECONDS": "1",
+            "LTSFT_RETRY_SECONDS": "1",
             "LTSFT_LEASE_SECONDS": "6",
             "MLFLOW_TRACKING_URI": self.mlflow.url,
         }
@@ -218,6 +225,34 @@ class Rig:
         found = self.ask("GET", "/flow_run_states/", params={"flow_run_id": run})
         return [state["type"] for state in sorted(found, key=lambda state: state["timestamp"])]
 
+    def logs(self, project: Path, *, text: str) -> list[str]:
+        """Lines of all pods, in the order of their start, that hold a text."""
+        return [line for pod in self.cluster.started for line in self.cluster.log(pod).splitlines() if text in line]
+
+    def pods_of(self, flow: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Running pods of runs of a flow with these parameters."""
+        found = []
+        for pod in self.cluster.running():
+            labels = pod["metadata"]["labels"]
+            run = self.ask("GET", f"/flow_runs/{labels['prefect.io/flow-run-id']}")
+            if labels["prefect.io/flow-name"] == flow and parameters.items() <= run["parameters"].items():
+                found.append(pod)
+        return found
+
+    def checkpoints(self, project: Path, place: str) -> list[str]:
+        """Names of the checkpoints in S3 that hold a file of this place, such as ``0-full/checkpoint-``."""
+        import json
+
+        bucket = self.bucket(project)
+        names = [e.name for e in bucket.entries("checkpoints") if e.name.endswith(".json")]
+        stored = {name: bucket.get(name) for name in names}
+        return [n for n, s in stored.items() if s and any(f.startswith(place) for f in json.loads(s.data)["files"])]
+
+    def bucket(self, project: Path) -> Any:
+        from tasks.storage import Bucket
+
+        return Bucket("s3://ltsft") / yaml.safe_load(project.read_text())["name"]
+
     def tracker(self, project: Path) -> Any:
         from tasks.tracking import Tracker
 
@@ -238,7 +273,12 @@ class Rig:
 @pytest.fixture(scope="session")
 def rig(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> Iterator[Rig]:
     """The services, once for all scenarios."""
-    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    from tasks import storage
+
+    ours = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_ENDPOINT_URL": s3_server}
+    os.environ |= ours | {"AWS_DEFAULT_REGION": "us-east-1"}
+    storage._client.cache_clear()
+
     made = Rig(tmp_path_factory.mktemp("rig"), s3_server)
     try:
         made.start()
@@ -250,11 +290,11 @@ def rig(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> Iterator[Ri
 
 @pytest.fixture
 def project(tiny_project: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A project of two languages and a target task, under a name of its own; texts and base on this machine."""
+    """A project of one language and a target task, under a name of its own; texts and base on this machine."""
     settings = yaml.safe_load(tiny_project.read_text())
     settings["name"] = request.node.name.replace("[", "-").replace("]", "")[:60]
     for section in (settings["languages"], settings["target_tasks"]["pos"]["test"]):
-        del section["cc"]
+        del section["bb"], section["cc"]
     settings["store"] = {"folder": str(tmp_path / "store"), "checkpoint_minutes": 0.005}
     tiny_project.write_text(yaml.safe_dump(settings, sort_keys=False))
     return tiny_project
