@@ -229,13 +229,14 @@ class Rig:
         """Lines of all pods, in the order of their start, that hold a text."""
         return [line for pod in self.cluster.started for line in self.cluster.log(pod).splitlines() if text in line]
 
-    def pods_of(self, flow: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Running pods of runs of a flow with these parameters."""
+    def pods_of(self, flow: str, project: Path, **parameters: Any) -> list[dict[str, Any]]:
+        """Running pods of runs of a flow about a project, with these parameters besides."""
         found = []
         for pod in self.cluster.running():
             labels = pod["metadata"]["labels"]
-            run = self.ask("GET", f"/flow_runs/{labels['prefect.io/flow-run-id']}")
-            if labels["prefect.io/flow-name"] == flow and parameters.items() <= run["parameters"].items():
+            given = self.ask("GET", f"/flow_runs/{labels['prefect.io/flow-run-id']}")["parameters"]
+            is_of = labels["prefect.io/flow-name"] == flow and given["project"]["file"] == str(project)
+            if is_of and all(given.get(name) == value for name, value in parameters.items()):
                 found.append(pod)
         return found
 

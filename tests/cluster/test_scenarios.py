@@ -96,10 +96,10 @@ def test_an_evicted_and_a_killed_training_end_as_if_nothing_had_happened(
     run = cluster.run("retrain", project=reference(project))
 
     wait_until(lambda: cluster.checkpoints(project, "0-full/checkpoint-"), "a checkpoint of the full phase")
-    cluster.cluster.evict(cluster.pods_of("adapt-language", project=reference(project))[0])
+    cluster.cluster.evict(cluster.pods_of("adapt-language", project)[0])
     wait_until(lambda: cluster.checkpoints(project, "0-sparse/checkpoint-"), "a checkpoint of the sparse phase")
     newest = cluster.checkpoints(project, "0-sparse/checkpoint-")[-1]
-    cluster.cluster.kill(cluster.pods_of("adapt-task", project=reference(project))[0])
+    cluster.cluster.kill(cluster.pods_of("adapt-task", project)[0])
     state = cluster.finished(run)
 
     assert state["type"] == "COMPLETED", state["message"]
@@ -138,7 +138,7 @@ def test_a_training_that_runs_out_of_memory_three_times_fails_and_the_rest_compl
 
     def kill_and_look() -> Any:
         nonlocal killed
-        for pod in cluster.pods_of("adapt-language", project=reference(project), language="bb"):
+        for pod in cluster.pods_of("adapt-language", project, language="bb"):
             cluster.cluster.kill_out_of_memory(pod)
             killed += 1
             wait_until(lambda name=pod["metadata"]["name"]: name not in running(cluster), "the end of the pod")
