@@ -1,5 +1,6 @@
 # make demo   the main job on the artificial language family: no download of data or models
 # make test   the tests
+# make test-cluster   the bad days of a cluster, with real services and a stand-in for nodes (half an hour)
 # make lint   ruff and mypy
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORK ?= work
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-cluster lint install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -25,6 +26,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest
+
+test-cluster: $(STAMP)
+	$(BIN)/pytest tests/cluster -m cluster
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -168,11 +168,13 @@ def bootstrap(
     file: ProjectFile,
     root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path(),
     job_variables: Annotated[
-        list[str] | None, typer.Option("--job-variable", help="Another default of the pools, as name=value.")
+        list[str] | None,
+        typer.Option("--job-variable", help="Another default of the pools, as name=value or pool.name=value."),
     ] = None,
     pool_limits: Annotated[
         list[str] | None, typer.Option("--pool-limit", help="Runs at once in a pool, as ltsft-gpu=8.")
     ] = None,
+    pool_type: Annotated[str, typer.Option(help="kubernetes; or process, for Compose.")] = "kubernetes",
     app_folder: Annotated[str, typer.Option(help="Where the code is in the image.")] = "/app",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
 ) -> None:
@@ -185,6 +187,7 @@ def bootstrap(
             root=root,
             job_variables=dict(map(_name_and_value, job_variables or ())),
             pool_limits={name: int(limit) for name, limit in map(_name_and_value, pool_limits or ())},
+            pool_type=pool_type,
             app_folder=app_folder,
             dry_run=dry_run,
         )

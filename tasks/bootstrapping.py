@@ -26,6 +26,7 @@ from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
+from prefect.workers.process import ProcessWorker
 
 from ltsft.config import Project
 from ltsft.errors import ConfigError, ServiceError
@@ -62,6 +63,7 @@ def bootstrap(
     job_variables: Mapping[str, Any] | None = None,
     app_folder: str = "/app",
     pool_limits: Mapping[str, int] | None = None,
+    pool_type: str = "kubernetes",
     dry_run: bool = False,
 ) -> list[Change]:
     """Create or update everything that a project needs in Prefect, MLflow and S3.
@@ -69,9 +71,10 @@ def bootstrap(
     Args:
         project: whose MLflow experiment and bucket folders are made ready.
         root: folder with ``prefect.yaml`` and ``infra/work-pools``.
-        job_variables: new defaults of variables of the pools, such as the image.
+        job_variables: new defaults of variables of the pools, such as ``image``, or of one: ``ltsft-gpu.image``.
         app_folder: where the pods find the code; ``/app`` in our image.
         pool_limits: by pool, how many of its runs may run at once.
+        pool_type: "kubernetes"; or "process", where a worker runs flows in its own container.
         dry_run: only say what would change.
 
     Returns:
@@ -86,7 +89,8 @@ def bootstrap(
     try:
         with get_client(sync_client=True) as client:
             for file in sorted(root.glob("infra/work-pools/*.json")):
-                _pool(client, doing, file, job_variables or {}, (pool_limits or {}).get(file.stem))
+                template = _template(file, pool_type, job_variables or {})
+                _pool(client, doing, file.stem, pool_type, template, (pool_limits or {}).get(file.stem))
             spec = _read_yaml(root / "prefect.yaml")
             for wanted in spec["deployments"]:
                 _deployment(client, doing, wanted, app_folder)
@@ -137,20 +141,37 @@ class _Doing:
             act()
 
 
-def _pool(client: SyncPrefectClient, doing: _Doing, file: Path, defaults: Mapping[str, Any], limit: int | None) -> None:
-    template = json.loads(file.read_text(encoding="utf-8"))
+def _template(file: Path, pool_type: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a pool's job template, with other defaults where they are given for it or for all pools."""
+    if pool_type == "process":
+        return ProcessWorker.get_default_base_job_template()
+    if pool_type != "kubernetes":
+        raise ConfigError(f"a pool is of type kubernetes or process, got {pool_type!r}")
+    template: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     properties = template["variables"]["properties"]
     for name, value in defaults.items():
-        if name in properties:
-            properties[name]["default"] = value
-    name = file.stem
+        pool, _, variable = name.rpartition(".")
+        if pool not in ("", file.stem):
+            continue
+        if variable in properties:
+            properties[variable]["default"] = value
+        elif pool:
+            raise ConfigError(f"{file} has no variable {variable!r}; allowed are {', '.join(properties)}")
+    return template
+
+
+def _pool(
+    client: SyncPrefectClient, doing: _Doing, name: str, pool_type: str, template: dict[str, Any], limit: int | None
+) -> None:
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:
-        pool = WorkPoolCreate(name=name, type="kubernetes", base_job_template=template, concurrency_limit=limit)
+        pool = WorkPoolCreate(name=name, type=pool_type, base_job_template=template, concurrency_limit=limit)
         doing(Change("create", f"work pool {name}"), lambda: client.create_work_pool(pool))
         return
     differing = [] if there.base_job_template == template else ["job template"]
+    if there.type != pool_type:
+        raise ConfigError(f"work pool {name} is of type {there.type}, not {pool_type}; delete it in Prefect first")
     if limit is not None and there.concurrency_limit != limit:
         differing.append(f"concurrency limit {there.concurrency_limit} -> {limit}")
     if differing:
