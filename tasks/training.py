@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from ltsft.interference import sparsity
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.plan import Step, language_subject
+from ltsft.sft import SFT
 from ltsft.sources import read_rows, read_text
 from ltsft.train import Progress, TrainingData, train_sft
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
-from tasks.stopping import stop_between_steps
+from tasks.stopping import run_stoppable
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 HELD_OUT_EVERY = 10
@@ -86,28 +88,32 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
     product = step.product
     recipe = what["recipe"]
     data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
-    with (
-        ProgressReporter(run, name=product.subject, iterations=recipe.iterations) as reporter,
-        stop_between_steps() as should_stop,
-        workspace.checkpoints(step),
-    ):
+    objective = what.pop("objective")
 
-        def on_progress(progress: Progress) -> None:
-            workspace.check_claim(product.key)
-            reporter(progress)
+    def train(should_stop: Callable[[], bool]) -> SFT:
+        with (
+            ProgressReporter(run, name=product.subject, iterations=recipe.iterations) as reporter,
+            workspace.checkpoints(step),
+        ):
 
-        sft = train_sft(
-            workspace.base,
-            what.pop("objective"),
-            **what,
-            seed=product.seed or 0,
-            folder=folder,
-            details={"key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
-            checkpoint_seconds=60.0 * workspace.project.store.checkpoint_minutes,
-            device=workspace.device,
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
+            def on_progress(progress: Progress) -> None:
+                workspace.check_claim(product.key)
+                reporter(progress)
+
+            return train_sft(
+                workspace.base,
+                objective,
+                **what,
+                seed=product.seed or 0,
+                folder=folder,
+                details={"key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
+                checkpoint_seconds=60.0 * workspace.project.store.checkpoint_minutes,
+                device=workspace.device,
+                on_progress=on_progress,
+                should_stop=should_stop,
+            )
+
+    sft = run_stoppable(train)
     return save_sft(sft, folder / SFT_FOLDER)
 
 
