@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.bases import size_of
 from benchmarks.figures import Report, main
-from benchmarks.stepping import Stepped, step_in_turn
+from benchmarks.stepping import Procedure, Stepped, step_in_turn
 from benchmarks.training import limit_steps, our_steps, plain_steps
 
 GB = 1e9
@@ -18,7 +18,7 @@ def run(quick: bool = False) -> Report:
     rounds = 3
     for phase, of_time, of_memory in (("sparse", 0.40, 0.45), ("full", 0.55, 0.8)):
         common = ("language", size, batch, length)
-        procedures = {
+        procedures: dict[str, Procedure] = {
             "ours": (our_steps, (*common, phase)),
             "plain": (plain_steps, (*common, phase)),
             "limit": (limit_steps, common),

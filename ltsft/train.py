@@ -27,7 +27,7 @@ from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, is_first_process, run_phase, wait_for_all, write_tensors
 from ltsft.sft import SFT, Diff, Kind
 
-VERSION = 1
+VERSION = 2
 """Version of the procedure, part of every key: raised when the same inputs would give another SFT."""
 
 
