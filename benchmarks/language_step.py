@@ -1,4 +1,4 @@
-"""A training step of a language SFT, both phases, beside the dense procedure and the forward and backward pass alone."""
+"""A training step of a language SFT, both phases, beside the dense procedure and forward and backward alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training procedures side by side: each in a process of its own, stepping in turn, its time and its memory measured."""
+"""Training procedures side by side: each in a process of its own, stepping in turn, timed and its memory measured."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def task_examples(size: Size, length: int) -> list[TaggedPiece]:
     return pieces
 
 
-def build(kind: str, size: Size, length: int) -> tuple[PreTrainedModel, Objective, Sequence[Any]]:
+def build(kind: str, size: Size, length: int) -> tuple[PreTrainedModel, Objective, Any]:
     """Build the model, the objective and the examples of a kind of SFT: "language" or "task"."""
     tokenizer = build_tokenizer(size)
     if kind == "language":
