@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -63,11 +65,9 @@ def _measure(name: str, size: Size, phase: str, *, steps: int) -> tuple[float, i
     procedure: Callable[[], None] = (
         (lambda: our_steps(*common, "bf16")) if name == "ours" else (lambda: plain_steps(*common, True))
     )
-    try:
+    with suppress(_EnoughError):
         procedure()
-    except _EnoughError:
-        pass
-    took = [after - before for before, after in zip(marks[2:], marks[3:], strict=False)]
+    took = [after - before for before, after in pairwise(marks[2:])]
     return median(took), torch.cuda.max_memory_allocated()
 
 
