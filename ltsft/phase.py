@@ -220,7 +220,9 @@ class _LossModule(nn.Module):
         return {"loss": loss}
 
     def l1_distance(self) -> Tensor:
-        """Sum of |theta - theta0| over the maskable weights, a scalar; off a support it is 0."""
+        """Sum of |theta - theta0| over the maskable weights, a scalar; off a support it is 0, and in a head phase."""
+        if not self.maskable:
+            return torch.zeros(())
         distances = [_Distance.apply(p, self._pull_to[name].to(p.device)) for name, p in self.maskable.items()]
         return torch.stack(distances).sum()
 

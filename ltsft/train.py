@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
+from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
@@ -36,7 +37,7 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        stage: "full", "selection" or "sparse".
+        stage: "head", "full", "selection" or "sparse".
         step: optimizer steps done in this stage; `steps` in all. Both 0 in selection.
         metrics: what was measured at this step, names as in MLflow; empty most of the time.
         iteration: which round of full and sparse phase this is, from 0.
@@ -189,13 +190,17 @@ class _Iteration:
     def run(self, taken: dict[str, _Chosen], quota: int) -> tuple[dict[str, _Chosen], list[PhaseResult]]:
         """Train, select `quota` more weights, rewind to where this round began and train the selected ones.
 
+        A head phase comes before the first round and is not rewound: a head that does not fit yet would bend the
+        encoder to itself (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features").
+
         The starting point waits in a file while the full phase runs: of it, memory only ever holds what is used.
         """
         maskable, head = self.roles.maskable, self.roles.head
+        results = [self._phase("head", None, {})] if self.recipe.head is not None and self.number == 0 else []
         began = {name: _at(p, taken[name].indices) for name, p in maskable.items()}
         head_began = {name: p.detach().clone() for name, p in head.items()}
         origin = _TensorFile(self._write_starting_point(taken))
-        results = [self._phase("full", None, origin)]
+        results.append(self._phase("full", None, origin))
         support = self._select(origin, taken, quota)
         chosen = {}
         with torch.no_grad():
@@ -246,12 +251,12 @@ class _Iteration:
         return load_file(file)
 
     def _phase(self, name: str, support: Mapping[str, Tensor] | None, pull_to: Mapping[str, Tensor]) -> PhaseResult:
-        settings = self.recipe.full if name == "full" else self.recipe.sparse
+        settings: PhaseSettings = getattr(self.recipe, name)
         phase = Phase(
             name=name,
             model=self.model,
             objective=self.objective,
-            maskable=self.roles.maskable,
+            maskable={} if name == "head" else self.roles.maskable,
             head=self.roles.head,
             support=support,
             pull_to=pull_to,
