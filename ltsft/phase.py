@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
@@ -406,7 +407,15 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
     """Give the autocast context of a precision; fp32 has none."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def join_processes(device: str) -> str:
+    """Join the processes that torchrun started with this one, if it did; give the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    state = PartialState(cpu=device == "cpu")
+    return device if device == "cpu" else str(state.device)
 
 
 def is_first_process() -> bool:
