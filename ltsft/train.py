@@ -24,7 +24,8 @@ from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, is_first_process, join_processes, run_phase, wait_for_all, write_tensors
+from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
+from ltsft.processes import is_first_process, join_processes, wait_for_all
 from ltsft.sft import SFT, Diff, Kind
 
 VERSION = 2
