@@ -15,7 +15,7 @@ def run(quick: bool = False) -> Report:
     size = size_of(quick)
     batch, length = (4, 64) if quick else (4, 256)
     report = Report("language_step", f"{size.name}, masked LM, {batch} x {length} sub-words")
-    rounds = 3
+    rounds = 3 if quick else 4
     for phase, of_time, of_memory in (("sparse", 0.40, 0.45), ("full", 0.55, 0.8)):
         common = ("language", size, batch, length)
         procedures: dict[str, Procedure] = {

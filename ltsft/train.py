@@ -25,7 +25,8 @@ from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, is_first_process, run_phase, wait_for_all, write_tensors
+from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
+from ltsft.processes import is_first_process, join_processes, wait_for_all
 from ltsft.sft import SFT, Diff, Kind
 
 VERSION = 2
@@ -110,7 +111,7 @@ def train_sft(
     """
     if not len(data.examples):
         raise TrainingError(f"{kind} SFT {subject}: there is nothing to train on")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = join_processes(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = objective.build_model(base, seed=seed)
     nn.Module.to(model, device)
     if recipe.dropout is not None:
@@ -236,14 +237,9 @@ class _Iteration:
         maskable = self.roles.maskable
         if not file.is_file():
             self._report("selection")
-            moves = _Moves(maskable, origin)
-            if not all(bool(torch.isfinite(move).all()) for move in moves.values()):
-                raise TrainingError("the full phase ended with weights that are not finite; lower its learning rate")
-            masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in maskable.items()}
-            for name, mask in masks.items():
-                mask.view(-1)[taken[name].indices.long()] = True
-            new = select_magnitude(moves, quota, taken=masks)
-            support = {n: (mask | new[n]).view(-1).nonzero().squeeze(1).int() for n, mask in masks.items()}
+            earlier = {name: chosen.indices for name, chosen in taken.items()}
+            new = select_magnitude(maskable, origin, quota, taken=earlier)
+            support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
             if is_first_process():
                 write_tensors(support, file)
@@ -309,20 +305,3 @@ class _TensorFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-class _Moves(Mapping[str, Tensor]):
-    """Value minus starting point of each parameter, computed when it is asked for."""
-
-    def __init__(self, weights: Mapping[str, nn.Parameter], origin: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-        self._origin = origin
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name].detach().cpu() - self._origin[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
