@@ -2,13 +2,14 @@
 # make test   the tests
 # make test-cluster   the bad days of a cluster, with real services and a stand-in for nodes (half an hour)
 # make lint   ruff and mypy
+# make bench  the benchmarks, on a model of the size of mBERT; BENCH="--quick" or BENCH="storage plan" for less
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORK ?= work
 
-.PHONY: demo test test-cluster lint install clean
+.PHONY: demo test test-cluster lint bench install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -25,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/ltsft run configs/toy.yaml
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-cluster: $(STAMP)
 	$(BIN)/pytest tests/cluster -m cluster
@@ -34,6 +35,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(WORK)/toy $(WORK)/toy-store

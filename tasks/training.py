@@ -38,7 +38,10 @@ def train_language_sft(workspace: Workspace, language: Language, step: Step, run
     recipe = workspace.project.recipes["language"]
     tokenizer = workspace.base.tokenizer
     packed = pack_text(
-        read_text(language.text), tokenizer, max_length=recipe.max_length, file=folder / f"{recipe.max_length}.tokens"
+        read_text(language.text, documents=True),
+        tokenizer,
+        max_length=recipe.max_length,
+        file=folder / f"{recipe.max_length}.tokens",
     )
     examples, held_out = split_held_out(packed, recipe.held_out)
     get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(packed), recipe.max_length)
@@ -89,10 +92,11 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
     recipe = what["recipe"]
     data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
     objective = what.pop("objective")
+    project = workspace.project.name
 
     def train(should_stop: Callable[[], bool]) -> SFT:
         with (
-            ProgressReporter(run, name=product.subject, iterations=recipe.iterations) as reporter,
+            ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter,
             workspace.checkpoints(step),
         ):
 
