@@ -176,6 +176,7 @@ class Recipe(Frozen):
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -184,6 +185,11 @@ class Recipe(Frozen):
             raise ValueError("give either density, in (0, 1], or size, the number of weights")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        if self.batch_size % (self.accumulation * self.processes):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}) x processes "
+                f"({self.processes})"
+            )
         if self.head is not None and self.head.l1:
             raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")
         if len(set(self.seeds)) != len(self.seeds):
@@ -192,7 +198,8 @@ class Recipe(Frozen):
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        return {**self.model_dump(mode="json", exclude={"seeds"}), "seed": seed}
+        more = {"processes": self.processes} if self.processes > 1 else {}  # one process changes nothing
+        return {**self.model_dump(mode="json", exclude={"seeds", "processes"}), **more, "seed": seed}
 
 
 class Store(Frozen):

@@ -219,7 +219,9 @@ def open_workspace(ref: ProjectRef) -> Workspace:
     project = ref.load()
     if (bucket := _bucket_of(project)) is not None:
         added = inbox_overrides(project, bucket)
-        project = ref.model_copy(update={"overrides": (*ref.overrides, *added)}).load() if added else project
+        if added:
+            ref = ref.model_copy(update={"overrides": (*ref.overrides, *added)})
+            project = ref.load()
     store = project.store.folder.absolute()
     store.mkdir(parents=True, exist_ok=True)
     return Workspace(ref=ref, project=project, tracker=_tracker(project.name, str(store)))
