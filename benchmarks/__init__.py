@@ -3,5 +3,12 @@
 `python -m benchmarks` runs all of them, each in a process of its own. docs/performance.md explains the figures.
 """
 
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = (
+    "composition",
+    "inference",
+    "matrix",
+    "plan",
+    "selection",
+    "storage",
+)
 """The benchmarks."""
