@@ -101,7 +101,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
             device=workspace.device,
             on_progress=reporter,
         )
-    return save_sft(sft, folder / SFT_FOLDER)
+    return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
 
 
 @task(
