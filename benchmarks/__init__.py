@@ -5,10 +5,14 @@
 
 NAMES: tuple[str, ...] = (
     "composition",
+    "corpus",
+    "gpu",
     "inference",
+    "language_step",
     "matrix",
     "plan",
     "selection",
     "storage",
+    "task_step",
 )
 """The benchmarks."""

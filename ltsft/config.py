@@ -161,6 +161,7 @@ class Recipe(Frozen):
     density: float | None = Field(None, gt=0, le=1, description="share of the maskable weights that may train")
     size: int | None = Field(None, ge=1, description="K itself, instead of a density")
     iterations: int = Field(1, ge=1, description="rounds of select and train; each adds its share of K")
+    head: Phase | None = Field(None, description="trains the head alone, before the full phase; none when null")
     full: Phase = Phase()
     sparse: Phase = Phase()
     batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes")
@@ -184,6 +185,8 @@ class Recipe(Frozen):
             raise ValueError("give either density, in (0, 1], or size, the number of weights")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        if self.head is not None and self.head.l1:
+            raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds must be distinct")
         return self

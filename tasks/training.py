@@ -35,7 +35,10 @@ def train_language_sft(workspace: Workspace, language: Language, step: Step, run
     recipe = workspace.project.recipes["language"]
     tokenizer = workspace.base.tokenizer
     packed = pack_text(
-        read_text(language.text), tokenizer, max_length=recipe.max_length, file=folder / f"{recipe.max_length}.tokens"
+        read_text(language.text, documents=True),
+        tokenizer,
+        max_length=recipe.max_length,
+        file=folder / f"{recipe.max_length}.tokens",
     )
     examples, held_out = split_held_out(packed, recipe.held_out)
     get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(packed), recipe.max_length)
@@ -85,7 +88,8 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
     product = step.product
     recipe = what["recipe"]
     data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
-    with ProgressReporter(run, name=product.subject, iterations=recipe.iterations) as reporter:
+    project = workspace.project.name
+    with ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter:
         sft = train_sft(
             workspace.base,
             what.pop("objective"),
