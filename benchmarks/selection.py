@@ -16,7 +16,7 @@ from ltsft.mask import select_magnitude
 
 
 def run(*, quick: bool = False) -> Report:
-    """Time the selection and its memory beside the largest of all moves at once, and beside one pass over both weight sets."""
+    """Time the selection and its memory beside torch.topk over all moves and one pass over both weight sets."""
     size = size_of(quick)
     now, start = _weights(size)
     timings = interleaved(

@@ -177,6 +177,7 @@ class Recipe(Frozen):
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
     processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
+    values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -198,8 +199,9 @@ class Recipe(Frozen):
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        more = {"processes": self.processes} if self.processes > 1 else {}  # one process changes nothing
-        return {**self.model_dump(mode="json", exclude={"seeds", "processes"}), **more, "seed": seed}
+        neutral = {"values": "float32", "processes": 1}  # what changes nothing is left out
+        more = {name: getattr(self, name) for name, value in neutral.items() if getattr(self, name) != value}
+        return {**self.model_dump(mode="json", exclude={"seeds", *neutral}), **more, "seed": seed}
 
 
 class Store(Frozen):

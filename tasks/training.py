@@ -137,7 +137,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
             sft = train_sft(
                 workspace.base, folder=folder, on_progress=on_progress, should_stop=should_stop, **what, **more
             )
-            return save_sft(sft, folder / SFT_FOLDER)
+            return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
 
     return run_stoppable(train)
 
