@@ -354,7 +354,16 @@ class Cluster:
             "phase": "Running",
             "startTime": _now(),
             "conditions": [_condition("PodScheduled", "", "")],
-            "containerStatuses": [{"name": container["name"], "ready": True, "restartCount": 0, "state": state}],
+            "containerStatuses": [
+                {
+                    "name": container["name"],
+                    "image": container["image"],
+                    "imageID": f"standin://{container['image']}",
+                    "ready": True,
+                    "restartCount": 0,
+                    "state": state,
+                }
+            ],
         }
         self._tell("pods", "MODIFIED", pod)
         while process.poll() is None:
