@@ -334,6 +334,12 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         problems.append("recipes.language: missing; it says how language SFTs are learnt")
     elif isinstance(seeds, (list, tuple)) and len(seeds) > 1:
         problems.append(f"recipes.language.seeds: one seed is allowed for language SFTs, got {len(seeds)}")
+    floors = _as_mapping(_as_mapping(_as_mapping(raw.get("gates")).get("release")).get("min_scores"))
+    problems += [
+        f"gates.release.min_scores.{name}: no such target task; allowed are {', '.join(map(str, targets))}"
+        for name in floors
+        if name not in targets
+    ]
     known = ["language", *map(str, targets)]
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known

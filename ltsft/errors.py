@@ -8,6 +8,7 @@
     ├── CompositionError    an SFT does not fit the model, the tokenizer or the other SFTs
     ├── TrainingError       a training cannot go on (loss not finite, nothing to train on)
     ├── ValidationError     data did not pass the validation gate
+    ├── ReleaseError        a composition did not pass its gates, or there is nothing to release, roll back or serve
     └── ServiceError        a service (MLflow, S3) refused or could not be reached
 
 A message says what is wrong, the value, what is allowed and how to mend it.
@@ -46,6 +47,10 @@ class TrainingError(LtsftError):
 
 class ValidationError(LtsftError):
     """Data did not pass the validation gate; nothing was trained on it."""
+
+
+class ReleaseError(LtsftError):
+    """A composition did not pass its gates, or there is nothing to release, to roll back to or to serve."""
 
 
 class ServiceError(LtsftError):

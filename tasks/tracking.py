@@ -205,7 +205,7 @@ class Tracker:
             is_fresh = bool(self._known) and time.monotonic() - self._read_at < _FRESH_SECONDS
             newest = max((record.end for record in self._known.values()), default=_NEVER)
             since = newest - _CLOCKS_DIFFER if is_fresh else _NEVER
-            found = self._search(
+            found = self.search(
                 f"attributes.status = 'FINISHED' and tags.`{KEY}` != '' "
                 f"and attributes.end_time >= {round(since.timestamp() * 1000)}"
             )
@@ -221,7 +221,7 @@ class Tracker:
         Args:
             records: what `records` gave, when it is at hand, to save a query.
         """
-        failed = self._search(f"attributes.status = 'FAILED' and tags.`{SUBJECT}` != ''")
+        failed = self.search(f"attributes.status = 'FAILED' and tags.`{SUBJECT}` != ''")
         newest: dict[str, datetime] = {}
         for record in (self.records() if records is None else records) if failed else ():
             newest[record.subject] = max(record.end, newest.get(record.subject, record.end))
@@ -240,7 +240,7 @@ class Tracker:
             The run id by name.
         """
         with self.service(f"log the children of {parent.name!r}"):
-            known = {run.info.run_name: run for run in self._search(f"tags.`{PARENT_RUN}` = '{parent.run_id}'")}
+            known = {run.info.run_name: run for run in self.search(f"tags.`{PARENT_RUN}` = '{parent.run_id}'")}
             ids = {name: run.info.run_id for name, run in known.items()}
             for child in children:
                 if child.name in known and known[child.name].info.status == "FINISHED":
@@ -309,12 +309,12 @@ class Tracker:
             size = _METRIC_BATCH if kind == "metrics" else _OTHER_BATCH
             for i in range(0, len(values), size):
                 batch: dict[str, Any] = {kind: values[i : i + size]}
-                _patiently(partial(self.client.log_batch, run_id, **batch))
+                patiently(partial(self.client.log_batch, run_id, **batch))
 
     def end(self, run_id: str, status: str) -> None:
         """Give a run its last status: FINISHED, FAILED or KILLED."""
         with self.service(f"end run {run_id}"):
-            _patiently(partial(self.client.set_terminated, run_id, status=status))
+            patiently(partial(self.client.set_terminated, run_id, status=status))
 
     @contextmanager
     def service(self, action: str) -> Iterator[None]:
@@ -357,7 +357,7 @@ class Tracker:
                 return runs[0]
         return None
 
-    def _search(self, filter_string: str) -> list[Run]:
+    def search(self, filter_string: str) -> list[Run]:
         """Read all pages; oldest first, so that runs that are added meanwhile do not shift the pages."""
         runs: dict[str, Run] = {}
         token: str | None = None
@@ -411,7 +411,7 @@ def _create_sqlite(uri: str) -> None:
             whole.replace(database)
 
 
-def _patiently(action: Callable[[], object]) -> None:
+def patiently(action: Callable[[], object]) -> None:
     """Do it; while the database says it is busy, wait and do it again (each wait twice as long, 31 s in all)."""
     from mlflow.exceptions import MlflowException
 
