@@ -251,6 +251,7 @@ def load_project(
     data_root: str | None = None,
     base: str | None = None,
     overrides: Iterable[str] = (),
+    check_files: bool = True,
 ) -> Project:
     """Read a project file.
 
@@ -259,6 +260,7 @@ def load_project(
         data_root: folder or URL that relative sources start from; replaces the file's and ``LTSFT_DATA_ROOT``.
         base: hub id (``id@revision``) or folder of the base; replaces the file's id and revision.
         overrides: ``dotted.path=value`` each, the value in YAML: ``recipes.language.density=0.05``.
+        check_files: whether local data must be there; who serves or rolls back has none.
 
     Returns:
         The frozen project; every relative source is resolved.
@@ -285,7 +287,7 @@ def load_project(
     raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
     problems = _reference_problems(raw)
     try:
-        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": True})
+        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": check_files})
     except PydanticError as error:
         problems = [*_field_problems(error), *problems]
     if problems:
@@ -381,10 +383,15 @@ class ProjectRef(Frozen):
     base: str | None = None
     overrides: tuple[str, ...] = ()
 
-    def load(self) -> Project:
+    def load(self, *, check_files: bool = True) -> Project:
         """Read the project file.
+
+        Args:
+            check_files: whether local data must be there.
 
         Raises:
             ConfigError: naming everything that is wrong at once.
         """
-        return load_project(self.file, data_root=self.data_root, base=self.base, overrides=self.overrides)
+        return load_project(
+            self.file, data_root=self.data_root, base=self.base, overrides=self.overrides, check_files=check_files
+        )

@@ -48,7 +48,9 @@ class ComposedBase(_Frozen):
 
     id: str = Field(min_length=1, max_length=500, description="hub id, or name of the folder")
     revision: str | None = Field(default=None, max_length=200)
-    location: str = Field(min_length=1, max_length=1000, description="hub id, or the folder on the machine that made it")
+    location: str = Field(
+        min_length=1, max_length=1000, description="hub id, or the folder on the machine that made it"
+    )
     fingerprint: Digest
     tokenizer_fingerprint: Digest
 

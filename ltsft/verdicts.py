@@ -98,9 +98,7 @@ def judge(gate: ReleaseGate, measured: Measured, champion: Outcomes | None) -> l
     has_champion = champion is not None
     verdicts = [_floor(gate, measured)]
     if champion is not None:
-        compared = paired_bootstrap(
-            measured.outcomes, champion, confidence=gate.confidence, resamples=gate.resamples
-        )
+        compared = paired_bootstrap(measured.outcomes, champion, confidence=gate.confidence, resamples=gate.resamples)
         verdicts.append(_champion(gate, compared))
     verdicts.append(_interference(gate, measured, decides=has_champion))
     if measured.language_loss_change is not None:

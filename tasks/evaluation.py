@@ -55,16 +55,7 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         text=np.load(held_out, allow_pickle=False),
         majority=most_frequent([labels for _, labels in tagged(target.sources[source].train)]),
     )
-    recipe = workspace.project.recipes["language"]
-    scorer = _scorer(
-        workspace.base,
-        target.labels,
-        workspace.project.recipes[target.name].max_length,
-        recipe.mask_probability,
-        recipe.precision,
-        workspace.device,
-    )
-    scored = scorer.score(
+    scored = target_scorer(workspace, target).score(
         data,
         language=workspace.load_sft(language_run),
         tasks=[_sft(workspace, task_subject(target.name, source, seed)) for seed in seeds],
@@ -79,6 +70,19 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         np.save(folder / f"seed-{seed}.npy", outcomes, allow_pickle=False)
     run.log_folder(folder, OUTCOMES)
     return dict(scored.metrics)
+
+
+def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
+    """Give what scores compositions of a target task, on the base of the project."""
+    recipe = workspace.project.recipes["language"]
+    return _scorer(
+        workspace.base,
+        target.labels,
+        workspace.project.recipes[target.name].max_length,
+        recipe.mask_probability,
+        recipe.precision,
+        workspace.device,
+    )
 
 
 @dataclass(frozen=True)

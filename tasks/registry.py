@@ -123,6 +123,10 @@ class Registry:
                 found[version.composition.slot] = Release(version.number, version.composition)
         return found
 
+    def aliases(self) -> list[tuple[Slot, int | None, int | None]]:
+        """List every (language, target task) with its champion and its candidate."""
+        return [(_slot(model), _number_of(model, CHAMPION), _number_of(model, CANDIDATE)) for model in self._models()]
+
     def champion(self, slot: Slot) -> int | None:
         """Give the live version of a (language, target task), or None."""
         return self._alias(slot, CHAMPION)
@@ -173,23 +177,28 @@ class Registry:
             )
         return _version(made[0])
 
-    def describe(self, version: Version, text: str, tags: Mapping[str, str]) -> None:
-        """Set what the page of a version shows, and its tags."""
+    def describe(self, version: Version, text: str) -> None:
+        """Set what the page of a version shows."""
         with self._tracker.service(f"describe version {version.number} of {version.name}"):
+            patiently(partial(self._client.update_model_version, version.name, str(version.number), description=text))
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        with self._tracker.service(f"tag version {version.number} of {version.name}"):
             for name, value in tags.items():
-                patiently(
-                    partial(self._client.set_model_version_tag, version.name, str(version.number), name, value)
-                )
-            patiently(
-                partial(self._client.update_model_version, version.name, str(version.number), description=text)
-            )
+                patiently(partial(self._client.set_model_version_tag, version.name, str(version.number), name, value))
+
+    def is_rolled_back(self, version: Version) -> bool:
+        """Say whether a version was live and was taken back."""
+        with self._tracker.service(f"read version {version.number} of {version.name}"):
+            return ROLLED_BACK in self._client.get_model_version(version.name, str(version.number)).tags
 
     def forget_rollback(self, version: Version) -> None:
         """Let a version that was rolled back be released again."""
+        if not self.is_rolled_back(version):
+            return
         with self._tracker.service(f"untag version {version.number} of {version.name}"):
-            patiently(
-                partial(self._client.delete_model_version_tag, version.name, str(version.number), ROLLED_BACK)
-            )
+            patiently(partial(self._client.delete_model_version_tag, version.name, str(version.number), ROLLED_BACK))
 
     def set_alias(self, slot: Slot, alias: str, number: int | None) -> None:
         """Point an alias at a version, or take it away: one write."""
@@ -216,8 +225,7 @@ class Registry:
         name = self.name_of(slot)
         with self._tracker.service(f"read {name}"):
             found = self._client.search_registered_models(f"name = '{name}'", max_results=1)
-        number = found[0].aliases.get(alias) if found else None
-        return int(number) if number is not None else None
+        return _number_of(found[0], alias) if found else None
 
     def _models(self) -> list[RegisteredModel]:
         where = f"tags.`{PROJECT}` = '{self._project}'"
@@ -262,6 +270,11 @@ def version_before(events: Sequence[Event], champion: int) -> int | None:
 
 def _slot(model: RegisteredModel) -> Slot:
     return Slot(model.tags[LANGUAGE], model.tags[TARGET_TASK])
+
+
+def _number_of(model: RegisteredModel, alias: str) -> int | None:
+    number = model.aliases.get(alias)
+    return int(number) if number is not None else None
 
 
 def _version(found: ModelVersion) -> Version:

@@ -26,6 +26,7 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for data
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 8 to 25 s, and more on a busy machine
     "PREFECT_LOGGING_EXTRA_LOGGERS": "ltsft,tasks,flows",  # what they log is with the flow run, too
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "OMP_WAIT_POLICY": "PASSIVE",  # a spinning thread slows everything down where cores are shared

@@ -287,6 +287,43 @@ class Tracker:
                         Path(fetch(dst_path=unpacked)).replace(_made(target.parent) / target.name)
             return target
 
+    def save_model(
+        self,
+        folder: Path,
+        *,
+        code: Path,
+        artifacts: Mapping[str, str],
+        example: Sequence[Mapping[str, Any]],
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Write a pyfunc model from code into a folder, to be logged; nothing is pickled, and nothing is loaded.
+
+        Args:
+            folder: to write; must not exist.
+            code: the file that MLflow runs when the model is loaded; a copy goes into the model.
+            artifacts: files that go into the model, by the names that the code knows them by.
+            example: rows of an input example; its columns are texts.
+            metadata: shown with the model.
+        """
+        with self.service("write a model"):
+            import mlflow.pyfunc
+            import pandas as pd
+            from mlflow.models import ModelSignature
+            from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+            texts, numbers = Array(DataType.string), Array(DataType.double)
+            inputs = Schema([ColSpec(DataType.string, "text", required=False), ColSpec(texts, "words", required=False)])
+            outputs = Schema([ColSpec(texts, "words"), ColSpec(texts, "labels"), ColSpec(numbers, "scores")])
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=str(code),
+                artifacts=dict(artifacts),
+                signature=ModelSignature(inputs, outputs),
+                input_example=pd.DataFrame(list(example)),
+                pip_requirements=["ltsft"],
+                metadata=dict(metadata),
+            )
+
     def write(
         self,
         run_id: str,
@@ -374,6 +411,16 @@ class Tracker:
                 token = page.token
                 if not token:
                     return list(runs.values())
+
+
+def predict_words(uri: str, sentences: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """Load a model as any user of MLflow would and label sentences that are split into words."""
+    import mlflow.pyfunc
+    import pandas as pd
+
+    model = mlflow.pyfunc.load_model(uri)
+    answer = model.predict(pd.DataFrame({"words": [list(words) for words in sentences]}))
+    return [list(labels) for labels in answer["labels"]]
 
 
 @contextmanager

@@ -154,15 +154,19 @@ class Workspace:
         )
 
 
-def open_workspace(ref: ProjectRef) -> Workspace:
+def open_workspace(ref: ProjectRef, *, needs_data: bool = True) -> Workspace:
     """Read the project file and open its record.
+
+    Args:
+        ref: the project file.
+        needs_data: whether local data must be there; who serves or rolls back has none.
 
     Raises:
         ConfigError: the project file is wrong.
         ServiceError: MLflow cannot be reached.
     """
     drop_tracebacks_of_verdicts()
-    project = ref.load()
+    project = ref.load(check_files=needs_data)
     store = project.store.folder.absolute()
     store.mkdir(parents=True, exist_ok=True)
     return Workspace(ref=ref, project=project, tracker=_tracker(project.name, str(store)))
