@@ -25,7 +25,7 @@ demo: $(STAMP)
 	$(BIN)/ltsft run configs/toy.yaml
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

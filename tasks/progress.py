@@ -89,12 +89,14 @@ class ProgressReporter:
     Args:
         run: the MLflow run.
         name: what is trained, for people.
+        project: whose training it is: several projects may share a Prefect server.
         iterations: rounds of full and sparse phase.
     """
 
-    def __init__(self, run: RunHandle, *, name: str, iterations: int = 1) -> None:
+    def __init__(self, run: RunHandle, *, name: str, project: str, iterations: int = 1) -> None:
         self._run = run
         self._name = name
+        self._key = artifact_key("training", project, name)
         self._iterations = iterations
         self._log = get_run_logger()
         self._pending: list[tuple[int, dict[str, float]]] = []
@@ -109,7 +111,7 @@ class ProgressReporter:
     def __enter__(self) -> ProgressReporter:
         with self._prefect():
             created = create_progress_artifact(
-                progress=0.0, key=artifact_key("training", self._name), description=f"training of {self._name}"
+                progress=0.0, key=self._key, description=f"training of {self._name}"
             )
             self._artifact = cast(UUID, created)
         return self

@@ -85,7 +85,8 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
     product = step.product
     recipe = what["recipe"]
     data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
-    with ProgressReporter(run, name=product.subject, iterations=recipe.iterations) as reporter:
+    project = workspace.project.name
+    with ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter:
         sft = train_sft(
             workspace.base,
             what.pop("objective"),

@@ -85,7 +85,7 @@ def _keep(workspace: Workspace, result: GateResult, step: Step, run: RunHandle) 
     run.log_metrics({f"validation.{_metric(name)}": value for name, value in result.measures.items()})
     create_markdown_artifact(
         markdown=result.markdown(),
-        key=artifact_key("validation", result.subject),
+        key=artifact_key("validation", workspace.project.name, result.subject),
         description=f"validation of {result.subject}",
     )
     logger = get_run_logger()

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    FlowRunFilterParentFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 
 from ltsft.files import load_sft
 from tasks.matrix import read_matrix
@@ -129,29 +136,41 @@ def test_the_matrix_is_a_run_whose_children_are_the_cells(
         assert finished.tracker.download(matrix.run_id, name).is_file()
 
 
-def test_flow_and_task_runs_say_what_they_are(finished: Workspace, prefect_client: Any) -> None:
-    flow_runs = {run.name for run in prefect_client.read_flow_runs()}
-    task_runs = {run.name for run in prefect_client.read_task_runs()}
+@pytest.fixture
+def own_runs(finished: Workspace, prefect_client: Any) -> FlowRunFilter:
+    """The flow runs of this project: tests of other projects use the same Prefect server."""
+    named = FlowRunFilter(name=FlowRunFilterName(any_=[f"retrain {finished.ref.file}"]))
+    (root,) = prefect_client.read_flow_runs(flow_run_filter=named)
+    return FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[root.id]))
+
+
+def test_flow_and_task_runs_say_what_they_are(
+    finished: Workspace, prefect_client: Any, own_runs: FlowRunFilter
+) -> None:
+    flow_runs = {run.name for run in prefect_client.read_flow_runs(flow_run_filter=own_runs)}
+    task_runs = {run.name for run in prefect_client.read_task_runs(flow_run_filter=own_runs)}
 
     assert {"adapt-language aa", "adapt-task pos aa seed 1", f"evaluate-matrix {finished.ref.file}"} <= flow_runs
     assert {"validate text bb", "train language SFT bb", "train task pos cc seed 1", "score cell pos cc"} <= task_runs
 
 
-def test_progress_validation_and_matrix_are_prefect_artifacts(finished: Workspace, prefect_client: Any) -> None:
-    artifacts = {artifact.key: artifact for artifact in prefect_client.read_artifacts()}
+def test_progress_validation_and_matrix_are_prefect_artifacts(prefect_client: Any, own_runs: FlowRunFilter) -> None:
+    artifacts = {a.key: a for a in prefect_client.read_artifacts(flow_run_filter=own_runs)}
 
-    assert artifacts["validation-language-aa"].type == "markdown"
-    assert "passed" in artifacts["validation-language-aa"].data
+    assert artifacts["validation-tiny-language-aa"].type == "markdown"
+    assert "passed" in artifacts["validation-tiny-language-aa"].data
     assert "composed" in artifacts["matrix-tiny"].data
-    assert artifacts["training-language-aa"].type == "progress"
-    assert artifacts["training-language-aa"].data == 100.0
+    assert artifacts["training-tiny-language-aa"].type == "progress"
+    assert artifacts["training-tiny-language-aa"].data == 100.0
 
 
-def test_what_the_training_says_is_in_prefects_log(finished: Workspace, prefect_client: Any) -> None:
+def test_what_the_training_says_is_in_prefects_log(prefect_client: Any, own_runs: FlowRunFilter) -> None:
     wanted = {"full phase", "selection of the support", "sparse phase"}
+    ids = [run.id for run in prefect_client.read_flow_runs(flow_run_filter=own_runs)]
+    own_logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=ids))
 
     def logged() -> set[str]:
-        return {log.message for log in prefect_client.read_logs(limit=200)}
+        return {log.message for log in prefect_client.read_logs(own_logs, limit=200)}
 
     for _ in range(20):  # log lines are sent from a thread of their own
         if wanted <= logged():

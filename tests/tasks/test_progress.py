@@ -81,7 +81,7 @@ def prefect(monkeypatch: pytest.MonkeyPatch, log: Log) -> FakePrefect:
 
 
 def reporter(run: Any, *, iterations: int = 1) -> ProgressReporter:
-    return ProgressReporter(run, name="language fo", iterations=iterations)
+    return ProgressReporter(run, name="language fo", project="ud", iterations=iterations)
 
 
 def test_each_point_has_the_step_of_its_phase(run: FakeRun, prefect: FakePrefect) -> None:
@@ -197,8 +197,8 @@ def test_outside_of_a_terminal_nothing_is_shown(capsys: pytest.CaptureFixture[st
     ("parts", "key"),
     [
         (("matrix", "Real.UD_run-1"), "matrix-real-ud-run-1"),
-        (("validation", "language zh_Hans"), "validation-language-zh-hans"),
-        (("training", "task pos en seed 1"), "training-task-pos-en-seed-1"),
+        (("validation", "ud", "language zh_Hans"), "validation-ud-language-zh-hans"),
+        (("training", "My_1", "task pos en seed 1"), "training-my-1-task-pos-en-seed-1"),
     ],
 )
 def test_artifact_keys_are_what_prefect_allows(parts: tuple[str, ...], key: str) -> None:
