@@ -39,6 +39,9 @@ class FullError(Exception):
 class TooLateError(Exception):
     """A request was not answered in time."""
 
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"there was no answer within {seconds:g} s; send fewer texts at once, or try again later")
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -149,7 +152,7 @@ class Batcher:
             line.popleft()
             self._waiting -= len(job.pieces)
             if job.deadline < time.monotonic():
-                job.future.set_exception(TooLateError())
+                job.future.set_exception(TooLateError(self._limits.request_seconds))
             elif job.future.set_running_or_notify_cancel():
                 jobs.append(job)
                 pieces += len(job.pieces)

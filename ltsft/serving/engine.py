@@ -21,13 +21,19 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base
 from ltsft.errors import CompositionError, ReleaseError
-from ltsft.release import Composition, Release, ReleaseSource, check_part
+from ltsft.files import load_sft
+from ltsft.fitting import Part, check_parts
+from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
+from ltsft.resident import RULES, Resident
 from ltsft.serving.answers import READERS, Piece, Reader
 from ltsft.serving.limits import Limits
-from ltsft.serving.packed import PackedSFT, pack_sft
-from ltsft.serving.resident import Resident
+from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
+from ltsft.sft import SFT
 
 __all__ = ["Admitted", "Engine"]
+
+_LARGEST = 1e6
+"""Largest sum of diffs that is served; weights of encoders are below 100."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +43,14 @@ class Admitted:
     Attributes:
         release: what it is.
         reader: turns requests into pieces and logits into answers.
-        parts: its SFTs, packed, with their weights; those of one key are shared by all releases.
+        parts: its SFTs, packed, with their weights; one that several releases have is there once.
         model: the model with the release's head, over the shared encoder of `resident`.
         resident: the encoder.
     """
 
     release: Release
     reader: Reader
-    parts: tuple[tuple[PackedSFT, float], ...]
+    parts: tuple[Part, ...]
     model: PreTrainedModel
     resident: Resident
 
@@ -67,8 +73,9 @@ class Engine:
         self._base = base
         self._limits = limits
         self._on_switch = on_switch
-        self._residents: dict[str, tuple[PreTrainedModel, Resident]] = {}
-        self._packed: WeakValueDictionary[str, PackedSFT] = WeakValueDictionary()
+        self._residents: dict[tuple[str, str], Resident] = {}
+        self._packed: WeakValueDictionary[str, SFT] = WeakValueDictionary()
+        self._unpacked = Unpacked(limits.unpacked_megabytes * 1_000_000)
         self._admitting = threading.Lock()
 
     @property
@@ -89,10 +96,10 @@ class Engine:
         with self._admitting:
             self._check(composition)
             reader = READERS[composition.objective](self._base, composition, self._limits)
-            model, resident = self._resident(reader)
-            parts = tuple((self._pack(composition, i, source), part.weight) for i, part in enumerate(composition.parts))
-            resident.check(parts, rule=composition.rule)
-            return Admitted(release, reader, parts, _with_head(model, composition, parts), resident)
+            resident = self._resident(reader, composition.rule)
+            parts = tuple((self._fetched(part, source, resident), part.weight) for part in composition.parts)
+            _refuse_huge(composition, parts)
+            return Admitted(release, reader, parts, _with_head(resident.model, composition, parts), resident)
 
     @torch.inference_mode()
     def run(self, admitted: Admitted, pieces: Sequence[Piece]) -> list[Tensor]:
@@ -100,9 +107,7 @@ class Engine:
 
         Pieces of like length go through the model together. One thread at a time may call this.
         """
-        begin = time.perf_counter()
-        if admitted.resident.switch(admitted.parts, rule=admitted.composition.rule) and self._on_switch is not None:
-            self._on_switch(time.perf_counter() - begin)
+        self._switch(admitted)
         found: list[Tensor | None] = [None] * len(pieces)
         for batch in _batches(pieces, self._limits):
             inputs: dict[str, Any] = admitted.reader.collate([pieces[i] for i in batch])
@@ -110,6 +115,16 @@ class Engine:
             for row, i in enumerate(batch):
                 found[i] = logits[row]
         return [logits for logits in found if logits is not None]
+
+    def _switch(self, admitted: Admitted) -> None:
+        if admitted.resident.parts == admitted.parts:
+            return
+        begin = time.perf_counter()
+        self._unpacked.use(sft for sft, _ in (*admitted.resident.parts, *admitted.parts))
+        admitted.resident.switch(admitted.parts)
+        self._unpacked.use(sft for sft, _ in admitted.parts)
+        if self._on_switch is not None:
+            self._on_switch(time.perf_counter() - begin)
 
     def _check(self, composition: Composition) -> None:
         mine, theirs = self._base.ref, composition.base
@@ -127,33 +142,48 @@ class Engine:
                 f"{composition.slot}: objective {composition.objective!r} cannot be served; allowed are "
                 f"{', '.join(sorted(READERS))}"
             )
+        if composition.rule not in RULES:
+            raise ReleaseError(
+                f"{composition.slot}: composition rule {composition.rule!r} is unknown; allowed are "
+                f"{', '.join(sorted(RULES))}"
+            )
 
-    def _resident(self, reader: Reader) -> tuple[PreTrainedModel, Resident]:
-        if reader.architecture not in self._residents:
+    def _resident(self, reader: Reader, rule: str) -> Resident:
+        place = reader.architecture, rule
+        if place not in self._residents:
             model = reader.build_model(self._base)
             model.eval()
-            self._residents[reader.architecture] = model, Resident(model, self._base.ref)
-        return self._residents[reader.architecture]
+            self._residents[place] = Resident(model, base=self._base.ref, rule=rule, heads=False)
+        return self._residents[place]
 
-    def _pack(self, composition: Composition, number: int, source: ReleaseSource) -> PackedSFT:
-        part = composition.parts[number]
+    def _fetched(self, part: ComposedPart, source: ReleaseSource, resident: Resident) -> SFT:
+        """Give an SFT, checked against the release, the base and the model; fetched once for all releases."""
         packed = self._packed.get(part.sha256)
         if packed is None:
             folder = source.fetch(part)
             check_part(part, folder)
-            packed = pack_sft(folder)
-            self._packed[part.sha256] = packed
+            sft = load_sft(folder)
+            encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
+            check_parts([(sft, part.weight)], encoder, base=self._base.ref)
+            packed = self._packed[part.sha256] = pack_sft(sft)
         return packed
 
 
-def _with_head(
-    model: PreTrainedModel, composition: Composition, parts: Iterable[tuple[PackedSFT, float]]
-) -> PreTrainedModel:
+def _refuse_huge(composition: Composition, parts: Iterable[Part]) -> None:
+    """Refuse diffs that could make a weight infinite: that must not come out while a request waits."""
+    bound = sum(abs(weight) * sft.diffs.largest for sft, weight in parts if isinstance(sft.diffs, PackedDiffs))
+    if not bound < _LARGEST:
+        raise CompositionError(
+            f"{composition.slot}: its diffs add up to {bound:.3g}, at most {_LARGEST:g} is served; train it again"
+        )
+
+
+def _with_head(model: PreTrainedModel, composition: Composition, parts: Iterable[Part]) -> PreTrainedModel:
     """Make a model that shares the encoder of `model` and has the head of the composition's task SFT."""
-    tasks = [packed for packed, _ in parts if packed.kind == "task"]
-    if len(tasks) != 1:
-        raise ReleaseError(f"{composition.slot}: a composition has one task SFT, this one has {len(tasks)}")
-    sft = tasks[0]
+    found = [sft for sft, _ in parts if sft.kind == "task"]
+    if len(found) != 1:
+        raise ReleaseError(f"{composition.slot}: a composition has one task SFT, this one has {len(found)}")
+    sft = found[0]
     if sft.labels != composition.labels:
         raise ReleaseError(
             f"{composition.slot}: the labels of the composition ({', '.join(composition.labels)}) are not those of "

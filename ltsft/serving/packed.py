@@ -1,131 +1,139 @@
-"""An SFT as a server keeps it in memory: checked once, packed, and unpacked in a few hundredths of a second.
+"""SFTs as a server keeps them: checked once, packed, and unpacked when their turn comes.
 
 Indices are kept as gaps and values as they are, both packed by pcodec: about 32 bits an entry in place of 64, so that
-the SFTs of forty languages fit beside the base. Packing loses nothing: what comes out are the same bits.
+the SFTs of forty languages fit beside the base. Nothing is lost: what comes out are the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pcodec import ChunkConfig, standalone
-from torch import Tensor
 
-from ltsft.files import load_sft
-from ltsft.sft import SFT, BaseRef, Diff, Kind
+from ltsft.sft import SFT, Diff
 
-__all__ = ["PackedSFT", "pack_sft"]
+__all__ = ["PackedDiffs", "Unpacked", "pack_sft"]
 
 _CHUNK = 1 << 20  # entries that are packed and unpacked at once
+_ENTRY_BYTES = 8  # unpacked: an int32 and a float32
+_POOL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ltsft-unpack")
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
-class PackedSFT:
-    """A checked SFT, packed.
+class PackedDiffs(Mapping[str, Diff]):
+    """The diffs of an SFT, packed; looking one up unpacks all of them, and `drop` forgets what was unpacked.
 
-    Attributes:
-        kind: "language" or "task".
-        title: what to call it in messages.
-        labels: of its head.
-        head: its head, whole.
-        base: the base that it belongs to.
-        shapes: of each parameter of its diffs, in the order of the names.
-        counts: size of the support in each.
-        size_bytes: what the packed diffs take.
+    Args:
+        diffs: checked diffs by parameter name.
     """
 
-    kind: Kind
-    title: str
-    subject: str
-    labels: tuple[str, ...]
-    head: Mapping[str, Tensor]
-    base: BaseRef
-    shapes: Mapping[str, tuple[int, ...]]
-    counts: tuple[int, ...]
-    gaps: tuple[bytes, ...]
-    values: tuple[bytes, ...]
+    def __init__(self, diffs: Mapping[str, Diff]) -> None:
+        names = sorted(diffs)
+        self._shapes = {name: diffs[name].shape for name in names}
+        self._counts = [diffs[name].support_size for name in names]
+        gaps = [np.diff(diffs[name].indices.numpy(), prepend=np.int32(0)) for name in names]
+        values = [diffs[name].values.numpy() for name in names]
+        self._gaps = _pack(np.concatenate(gaps) if gaps else np.empty(0, np.int32))
+        self._values = _pack(np.concatenate(values) if values else np.empty(0, np.float32))
+        self._unpacked: dict[str, Diff] | None = None
+        self.largest = max((float(np.abs(value).max()) for value in values if len(value)), default=0.0)
+        """Largest absolute value of the diffs."""
 
     @property
-    def size_bytes(self) -> int:
-        """What the packed diffs take."""
-        return sum(map(len, self.gaps)) + sum(map(len, self.values))
+    def packed_bytes(self) -> int:
+        """What is always in memory."""
+        return sum(map(len, self._gaps)) + sum(map(len, self._values))
 
     @property
-    def support_size(self) -> int:
-        """Number of weights in the support."""
-        return sum(self.counts)
+    def unpacked_bytes(self) -> int:
+        """What unpacking takes besides."""
+        return sum(self._counts) * _ENTRY_BYTES
 
-    def unpack(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """Give indices and values of all parameters, one after the other.
-
-        Returns:
-            Flat indices, each within its parameter, int32; values, float32. Both have `support_size` entries.
-        """
-        indices = np.empty(self.support_size, np.int32)
-        values = np.empty(self.support_size, np.float32)
-        done = _POOL.submit(_unpack, self.values, values)
-        _unpack(self.gaps, indices)
+    def unpack(self) -> None:
+        """Unpack, unless that is done: indices in one thread, values in another."""
+        if self._unpacked is not None:
+            return
+        total = sum(self._counts)
+        indices, values = np.empty(total, np.int32), np.empty(total, np.float32)
+        rest = _POOL.submit(_unpack, self._values, values)
+        _unpack(self._gaps, indices)
         at = 0
-        for count in self.counts:
+        for count in self._counts:
             np.cumsum(indices[at : at + count], out=indices[at : at + count])
             at += count
-        done.result()
-        return indices, values
-
-    def to_sft(self) -> SFT:
-        """Give the SFT."""
-        indices, values = map(torch.from_numpy, self.unpack())
-        diffs = {
-            name: Diff(indices=i, values=v, shape=self.shapes[name])
-            for name, i, v in zip(
-                self.shapes, indices.split(list(self.counts)), values.split(list(self.counts)), strict=True
-            )
+        rest.result()
+        columns = (torch.from_numpy(column).split(self._counts) for column in (indices, values))
+        self._unpacked = {
+            name: Diff(indices=i, values=v, shape=shape)
+            for (name, shape), i, v in zip(self._shapes.items(), *columns, strict=True)
         }
-        return SFT(
-            kind=self.kind,
-            subject=self.subject,
-            base=self.base,
-            diffs=diffs,
-            head=self.head,
-            labels=self.labels,
-            maskable=sum(prod(shape) for shape in self.shapes.values()),
-        )
+
+    def drop(self) -> None:
+        """Forget what was unpacked."""
+        self._unpacked = None
+
+    def __getitem__(self, name: str) -> Diff:
+        if name not in self._shapes:
+            raise KeyError(name)
+        self.unpack()
+        found = self._unpacked or {}
+        return found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
-def pack_sft(folder: str | Path) -> PackedSFT:
-    """Read, check and pack an SFT folder.
+def pack_sft(sft: SFT) -> SFT:
+    """Give the same SFT with its diffs packed."""
+    return replace(sft, diffs=PackedDiffs(sft.diffs), head={n: v.clone() for n, v in sft.head.items()}, details={})
 
-    Raises:
-        SFTFileError: something is missing or wrong.
+
+class Unpacked:
+    """Which packed SFTs are unpacked: those of the last switches, as many as a budget allows.
+
+    Args:
+        budget_bytes: for unpacked diffs; what is in place stays unpacked whatever it takes.
     """
-    sft = load_sft(folder)
-    names = sorted(sft.diffs)
-    gaps = [np.diff(sft.diffs[name].indices.numpy(), prepend=np.int32(0)) for name in names]
-    values = [sft.diffs[name].values.numpy() for name in names]
-    return PackedSFT(
-        kind=sft.kind,
-        title=sft.title,
-        subject=sft.subject,
-        labels=sft.labels,
-        head=dict(sft.head),
-        base=sft.base,
-        shapes={name: sft.diffs[name].shape for name in names},
-        counts=tuple(len(value) for value in values),
-        gaps=_pack(np.concatenate(gaps) if gaps else np.empty(0, np.int32)),
-        values=_pack(np.concatenate(values) if values else np.empty(0, np.float32)),
-    )
 
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget = budget_bytes
+        self._order: OrderedDict[int, PackedDiffs] = OrderedDict()
 
-_POOL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ltsft-unpack")
+    def use(self, sfts: Iterable[SFT]) -> None:
+        """Unpack these, and drop those that were used longest ago and do not fit any more."""
+        wanted = [sft.diffs for sft in sfts if isinstance(sft.diffs, PackedDiffs)]
+        for diffs in wanted:
+            self._order[id(diffs)] = diffs
+            self._order.move_to_end(id(diffs))
+        kept = {id(diffs) for diffs in wanted}
+        total = sum(diffs.unpacked_bytes for diffs in self._order.values())
+        for number, diffs in list(self._order.items()):
+            if total <= self._budget:
+                break
+            if number not in kept:
+                diffs.drop()
+                del self._order[number]
+                total -= diffs.unpacked_bytes
+        for diffs in wanted:
+            diffs.unpack()
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What unpacked diffs take now."""
+        return sum(diffs.unpacked_bytes for diffs in self._order.values())
 
 
 def _pack(whole: Array) -> tuple[bytes, ...]:

@@ -31,7 +31,7 @@ def _spans(text: str) -> Iterator[tuple[int, int]]:
         start = at
         if _is_letter(text[at]):
             at = _end_of_word(text, at)
-        elif text[at].isspace() or _is_invisible(text[at]):
+        elif text[at].isspace():
             at += 1
             continue
         else:
@@ -51,7 +51,3 @@ def _end_of_word(text: str, at: int) -> int:
 
 def _is_letter(character: str) -> bool:
     return character.isalnum() or unicodedata.category(character)[0] == "M"
-
-
-def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) in ("Cf", "Cc")
