@@ -9,7 +9,10 @@
     ├── TrainingError       a training cannot go on (loss not finite, nothing to train on)
     ├── ValidationError     data did not pass the validation gate
     ├── ReleaseError        a composition did not pass its gates, or there is nothing to release, roll back or serve
-    └── ServiceError        a service (MLflow, S3) refused or could not be reached
+    ├── InterruptedTraining a training was asked to stop; it saved a checkpoint and can go on from there
+    └── ServiceError        a service (MLflow, S3, Prefect, the cluster) refused or could not be reached
+        ├── ConflictError   somebody else wrote first
+        └── StoredFileError S3 was reached, but what it holds is missing or damaged
 
 A message says what is wrong, the value, what is allowed and how to mend it.
 """
@@ -53,5 +56,17 @@ class ReleaseError(LtsftError):
     """A composition did not pass its gates, or there is nothing to release, to roll back to or to serve."""
 
 
+class InterruptedTraining(LtsftError):  # noqa: N818 - it is no mistake of anybody
+    """A training was asked to stop; it saved a checkpoint and can go on from there."""
+
+
 class ServiceError(LtsftError):
-    """A service (MLflow, S3) refused a request or could not be reached."""
+    """A service (MLflow, S3, Prefect, the cluster) refused a request or could not be reached."""
+
+
+class ConflictError(ServiceError):
+    """Somebody else wrote first, or took over what we held; nothing of theirs was overwritten."""
+
+
+class StoredFileError(ServiceError):
+    """S3 was reached, but what should be there is missing or damaged."""

@@ -31,7 +31,7 @@ from transformers import (
 
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
-from ltsft.errors import TrainingError
+from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.objectives import Objective
 from ltsft.optim import SupportAdamW
 
@@ -66,6 +66,7 @@ class Phase:
     folder: Path
     checkpoint_seconds: float
     device: str
+    should_stop: Callable[[], bool] | None = None
 
     @property
     def steps(self) -> int:
@@ -98,6 +99,7 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
 
     Raises:
         TrainingError: the loss is not finite.
+        InterruptedTraining: it was asked to stop, and a checkpoint is saved.
     """
     phase.folder.mkdir(parents=True, exist_ok=True)
     done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
@@ -157,17 +159,20 @@ def _train(phase: Phase, report: OnStep) -> None:
         remove_unused_columns=False,
         dataloader_pin_memory=phase.device != "cpu",
     )
+    watch = _Watch(phase, module, report)
     trainer = Trainer(
         model=module,
         args=arguments,
         train_dataset=_Stream(phase.examples, phase, steps * recipe.batch_size),
         data_collator=_collator(phase),
         optimizers=(_optimizer(phase), None),
-        callbacks=[_Watch(phase, module, report)],
+        callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
+    if watch.was_stopped:
+        raise InterruptedTraining(f"the {phase.name} phase was asked to stop; it goes on from its checkpoint")
 
 
 def _optimizer(phase: Phase) -> torch.optim.Optimizer:
@@ -290,14 +295,18 @@ class _Watch(TrainerCallback):
         self._best_file = phase.folder / "best.safetensors"
         self._saved_at = self._counted_at = time.monotonic()
         self._metrics: dict[str, float] = {}
+        self.was_stopped = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         if state.global_step in self._evaluate_at:
             self._evaluate(state.global_step)
-        if time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds and state.global_step < self._steps:
-            control.should_save = True
+        if state.global_step < self._steps:
+            self.was_stopped = self._phase.should_stop is not None and self._phase.should_stop()
+            is_due = time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds
+            control.should_save = control.should_save or is_due or self.was_stopped
+            control.should_training_stop = control.should_training_stop or self.was_stopped
         self._report(state.global_step, self._steps, self._metrics)
         self._metrics = {}
         return control
@@ -373,6 +382,12 @@ def _newest_checkpoint(folder: Path) -> str | None:
         elif newest is None:
             newest = str(checkpoint)
     return newest
+
+
+def newest_whole_checkpoint(folder: Path) -> Path | None:
+    """Find the newest checkpoint of a phase that was written to its end; None if there is none."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True)
+    return next((checkpoint for checkpoint in found if _is_whole(checkpoint)), None)
 
 
 def _is_whole(checkpoint: Path) -> bool:

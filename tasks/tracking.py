@@ -54,6 +54,7 @@ from tasks.records import (
 )
 from tasks.runs import RunHandle
 from tasks.settings import Settings, read_settings
+from tasks.storage import Bucket, fetch_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -275,6 +276,8 @@ class Tracker:
                 if not found.exists():
                     raise ServiceError(f"run {run_id} has no artifact {artifact_path!r} under {uri}")
                 return found
+            if uri.startswith("s3://"):
+                return self._fetch_from_s3(uri, run_id, artifact_path)
             fetch = partial(
                 download_artifacts, run_id=run_id, artifact_path=artifact_path, tracking_uri=self.tracking_uri
             )
@@ -323,6 +326,17 @@ class Tracker:
                 pip_requirements=["ltsft"],
                 metadata=dict(metadata),
             )
+
+    def _fetch_from_s3(self, uri: str, run_id: str, artifact_path: str) -> Path:
+        folder = _made(self._cache_folder or Path(tempfile.mkdtemp(prefix="ltsft-")))
+        target = folder / run_id / artifact_path
+        with FileLock(folder / f"{run_id}.lock"):
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=folder) as fetched:
+                    whole = Path(fetched, target.name)
+                    fetch_folder(Bucket(uri), artifact_path, whole)
+                    whole.replace(_made(target.parent) / target.name)
+        return target
 
     def write(
         self,

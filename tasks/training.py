@@ -12,16 +12,17 @@ from prefect.logging import get_run_logger
 
 from ltsft.config import LabelledData, Language, Source, TargetTask
 from ltsft.figures import density_figure
-from ltsft.files import load_sft, save_sft
+from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.plan import Step, language_subject
 from ltsft.sources import read_rows, read_text
-from ltsft.train import TrainingData, train_sft
+from ltsft.train import Progress, TrainingData, train_sft
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
+from tasks.stopping import stop_between_steps
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 HELD_OUT_EVERY = 10
@@ -85,8 +86,18 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
     product = step.product
     recipe = what["recipe"]
     data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
-    project = workspace.project.name
-    with ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter:
+    with (
+        ProgressReporter(
+            run, name=product.subject, project=workspace.project.name, iterations=recipe.iterations
+        ) as reporter,
+        stop_between_steps() as should_stop,
+        workspace.checkpoints(step),
+    ):
+
+        def on_progress(progress: Progress) -> None:
+            workspace.check_claim(product.key)
+            reporter(progress)
+
         sft = train_sft(
             workspace.base,
             what.pop("objective"),
@@ -96,7 +107,8 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
             details={"key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
             checkpoint_seconds=60.0 * workspace.project.store.checkpoint_minutes,
             device=workspace.device,
-            on_progress=reporter,
+            on_progress=on_progress,
+            should_stop=should_stop,
         )
     return save_sft(sft, folder / SFT_FOLDER)
 
@@ -123,7 +135,8 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
         groups={name: share.density for name, share in measured.groups.items()},
     )
     run.log_figure(figure, "figures/density.png")
-    run.log_folder(folder, SFT_FOLDER)
+    workspace.check_claim(step.product.key)
+    run.log_folder(folder, SFT_FOLDER, manifest=MANIFEST_FILE)
     held_out = workspace.working_folder(step) / HELD_OUT
     if held_out.is_file():
         run.log_file(held_out, str(Path(HELD_OUT).parent))
