@@ -100,9 +100,9 @@ def export(
     project: ProjectOption,
     language: Language,
     target_task: Target,
-    to: Annotated[str, typer.Option(help="hf, onnx, bundle, s3://bucket/prefix, or hub:OWNER/NAME.")],
+    to: Annotated[str, typer.Option(help="hf, onnx, s3://bucket/prefix, or hub:OWNER/NAME.")],
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="The folder to write, for hf, onnx and bundle.")
+        Path | None, typer.Argument(metavar="[DIR]", help="The folder to write, for hf and onnx.")
     ] = None,
     version: Annotated[
         int | None, typer.Option(help="A version; the live one without it, and what is scored if none is live.")
@@ -114,11 +114,28 @@ def export(
     """Write a composed model to where something else takes it from."""
     with told_errors():
         from tasks.exports import export_release
-
         from tasks.workspace import open_workspace
 
         workspace = open_workspace(project_ref(project, data_root, base, overrides), needs_data=False)
         wrote = export_release(workspace, language, target_task, to=to, folder=folder, version=version)
+    console().print(f"wrote {escaped(wrote)}", soft_wrap=True)
+
+
+@releasing.command()
+def bundle(
+    project: ProjectOption,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write, new or an earlier bundle.")],
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write everything that is live into a folder that a server can start from while the registry is away."""
+    with told_errors():
+        from tasks.exports import write_bundle
+        from tasks.workspace import open_workspace
+
+        ref = project_ref(project, data_root, base, overrides)
+        wrote = write_bundle(open_workspace(ref, needs_data=False), folder)
     console().print(f"wrote {escaped(wrote)}", soft_wrap=True)
 
 

@@ -117,7 +117,9 @@ def promotion_lock(workspace: Workspace, slot: Slot) -> Iterator[None]:
 @contextmanager
 def move_lock(workspace: Workspace, slot: Slot) -> Iterator[None]:
     """One move of the alias at a time; held for a moment."""
-    with workspace.claim(hash_of("move", workspace.project.name, *slot), f"a move of the champion of {slot}"):
+    key = hash_of("move", workspace.project.name, *slot)
+    with workspace.claim(key, f"a move of the champion of {slot}"):
+        workspace.check_claim(key)
         yield
 
 
