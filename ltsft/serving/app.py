@@ -18,6 +18,8 @@ from ltsft.serving.batching import FullError, TooLateError
 from ltsft.serving.guard import ApiKeys, Guard, problem
 from ltsft.serving.limits import Limits
 from ltsft.serving.schemas import (
+    AddressedText,
+    AddressedWords,
     Answers,
     BatchAnswer,
     BatchRequest,
@@ -26,7 +28,9 @@ from ltsft.serving.schemas import (
     Problem,
     Request,
     Result,
+    Text,
     Texts,
+    Words,
 )
 from ltsft.serving.service import Answer, Service, UnknownReleaseError
 
@@ -46,7 +50,8 @@ _PROBLEMS: _Responses = {
     503: {"description": "Not ready"},
     504: {"description": "No answer in time"},
 }
-_CODES = {404: "not_found", 405: "wrong_method", 503: "not_ready"}
+_FORMS = {form.__name__ for form in (Text, Words, Texts, AddressedText, AddressedWords)}
+_CODES = {400: "not_json", 404: "not_found", 405: "wrong_method", 503: "not_ready"}
 Name = Annotated[str, Path(max_length=100, examples=["pos"])]
 LanguageCode = Annotated[str, Path(max_length=100, examples=["fo"])]
 
@@ -199,6 +204,8 @@ def _add_errors(app: FastAPI) -> None:
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = str(error.detail) if isinstance(error, HTTPException) else ""
         headers = error.headers if isinstance(error, HTTPException) else None
+        if status == 400:  # FastAPI's, of a body that cannot be parsed at all
+            detail = "the body is not JSON"
         return JSONResponse(problem(_CODES.get(status, "refused"), detail), status, headers=headers)
 
     app.add_exception_handler(RequestValidationError, malformed)
@@ -217,12 +224,40 @@ async def _hidden(request: HttpRequest, error: Exception) -> JSONResponse:
 
 def _listed(problems: Sequence[Mapping[str, Any]]) -> str:
     """Say what is wrong, without what was sent: it may be long, secret, or no text at all."""
+    closest = _closest(problems, 0)
     lines = []
-    for item in problems[:5]:
-        place = ".".join(str(step) for step in item["loc"])
-        lines.append(f"{place}: {item['msg']}")
-    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    for item in closest[:5]:
+        place = ".".join(str(step) for step in item["loc"] if step not in _FORMS)
+        lines.append(f"{place}: {_said(item)}")
+    more = f" (and {len(closest) - 5} more)" if len(closest) > 5 else ""
     return "; ".join(lines) + more
+
+
+def _closest(problems: Sequence[Mapping[str, Any]], depth: int) -> list[Mapping[str, Any]]:
+    """Of what is wrong with each of the forms that a body may have, keep that of the form that it is closest to."""
+    by_form: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for item in problems:
+        place = tuple(item["loc"])
+        level = next((i + 1 for i in range(depth, len(place)) if place[i] in _FORMS), 0)
+        by_form.setdefault(place[:level], []).append(item)
+    if len(by_form) < 2:
+        return [item for level, found in by_form.items() for item in (_closest(found, len(level)) if level else found)]
+
+    def misfits(level: tuple[Any, ...]) -> int:
+        own = [item for item in by_form[level] if len(item["loc"]) == len(level) + 1]
+        return sum(item["type"] in ("missing", "extra_forbidden") for item in own)
+
+    level = min(by_form, key=lambda level: (misfits(level), len(by_form[level])))
+    if all(item["type"] == "missing" for found in by_form.values() for item in found):
+        names = ", ".join(dict.fromkeys(str(found[0]["loc"][-1]) for found in by_form.values()))
+        return [{"loc": level[:-1], "type": "missing", "msg": f"give one of {names}"}]
+    return _closest(by_form[level], len(level))
+
+
+def _said(item: Mapping[str, Any]) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        return "needs a character that is not white space, and no control characters but tab and line breaks"
+    return str(item["msg"])
 
 
 def _of(problems: _Responses, *without: int) -> _Responses:

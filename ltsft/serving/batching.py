@@ -151,9 +151,11 @@ class Batcher:
                 break
             line.popleft()
             self._waiting -= len(job.pieces)
+            if not job.future.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
             if job.deadline < time.monotonic():
                 job.future.set_exception(TooLateError(self._limits.request_seconds))
-            elif job.future.set_running_or_notify_cancel():
+            else:
                 jobs.append(job)
                 pieces += len(job.pieces)
         if not line:

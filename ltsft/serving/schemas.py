@@ -10,6 +10,8 @@ from ltsft.serving.answers import Input
 from ltsft.serving.service import Answer
 
 __all__ = [
+    "AddressedText",
+    "AddressedWords",
     "Answers",
     "BatchAnswer",
     "BatchRequest",
