@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,8 +24,8 @@ from ltsft.sft import SFT, BaseRef, Diff
 
 __all__ = ["RULES", "Part", "Piece", "Resident", "Rule"]
 
-BLOCK = 2**18
-"""Weights that are changed at a time on the CPU: a megabyte of float32, which fits a core's cache."""
+BLOCK = 2**20
+"""Weights that are changed at a time on the CPU: four megabytes of float32, which stay in the cache meanwhile."""
 
 FEW = 2**16
 """Entries below which threads cost more than they save."""
@@ -102,7 +101,7 @@ class Resident:
         self._heads = heads
         self._encoder = dict(model.base_model.named_parameters(remove_duplicate=False))
         self._parts: tuple[Part, ...] = ()
-        self._saved: dict[SFT, _Saved] = {}
+        self._held: dict[SFT, dict[str, _Held]] = {}
         self._saved_head: list[tuple[nn.Parameter, Tensor]] = []
         self._sound: WeakKeyDictionary[SFT, dict[str, float]] = WeakKeyDictionary()
 
@@ -151,28 +150,31 @@ class Resident:
 
     def _change(self, wanted: tuple[Part, ...]) -> None:
         gone, self._parts = self._parts, ()  # what follows can be cut off anywhere, and _change(()) mends it
-        kept = {sft for sft, _ in wanted}
-        for sft in kept - self._saved.keys():
-            self._saved[sft] = _Saved(sft, self._encoder)
+        coming = {sft for sft, _ in wanted}
+        for sft in coming - self._held.keys():
+            self._held[sft] = _room(sft, self._encoder)
         targets = []
-        for name in sorted({name for sft in self._saved for name, diff in sft.diffs.items() if diff.support_size}):
-            before = [(sft, weight) for sft, weight in gone if _reaches(sft, name)]
-            after = [(sft, weight) for sft, weight in wanted if _reaches(sft, name)]
+        for name in sorted({name for held in self._held.values() for name in held}):
+            before, after = (
+                [(self._held[sft][name], weight) for sft, weight in parts if name in self._held[sft]]
+                for parts in (gone, wanted)
+            )
             if before != after or not wanted:
-                targets.append(_Target(self._encoder[name], name, after, self._saved, self._rule))
-        entries = sum(target.entries for target in targets)
+                held = [held[name] for held in self._held.values() if name in held]
+                targets.append(_Target(self._encoder[name], held, after, self._rule))
+        is_worth_threads = sum(target.entries for target in targets) > FEW
         _run(
             [block for target in targets for block in target.blocks()],
-            threads=torch.get_num_threads() if entries > FEW else 1,
+            threads=torch.get_num_threads() if is_worth_threads else 1,
         )
         for target in targets:
             target.finish()
-        self._saved = {sft: saved for sft, saved in self._saved.items() if sft in kept}
+        self._held = {sft: held for sft, held in self._held.items() if sft in coming}
         self._parts = wanted
 
     def _refuse_converted(self) -> None:
-        held = [(self._encoder[name], value) for saved in self._saved.values() for name, value in saved.values.items()]
-        converted = [(p, value) for p, value in held + self._saved_head if p.dtype != value.dtype]
+        saved = [(self._encoder[name], one.base) for held in self._held.values() for name, one in held.items()]
+        converted = [(p, value) for p, value in saved + self._saved_head if p.dtype != value.dtype]
         if converted:
             self._change(())
             self._replace_head([])
@@ -192,10 +194,10 @@ class Resident:
                 parameter.copy_(value)
 
     def _refuse_infinite(self, wanted: tuple[Part, ...]) -> None:
-        for name in sorted({name for sft, _ in wanted for name, diff in sft.diffs.items() if diff.support_size}):
-            bringing = [(sft, weight) for sft, weight in wanted if _reaches(sft, name)]
+        for name in sorted({name for held in self._held.values() for name in held}):
+            bringing = [(sft, weight) for sft, weight in wanted if name in self._held[sft]]
             dtype = self._encoder[name].dtype
-            bound = max(self._saved[sft].largest(name) for sft, _ in bringing)
+            bound = max(self._held[sft][name].largest() for sft, _ in bringing)
             bound += sum(abs(weight) * self._sound[sft][name] for sft, weight in bringing)
             if bound < torch.finfo(dtype).max:  # false also where it is NaN
                 continue
@@ -209,104 +211,108 @@ class Resident:
                     raise CompositionError(f"{titles}: {name}: the new value at index {at} is not finite in {dtype}")
 
 
-class _Saved:
-    """The base values at the support of an SFT: one buffer for each dtype, and where in it each parameter's lie."""
+class _Held:
+    """One SFT at one parameter: its diff, and the base values at its support once they were fetched."""
 
-    def __init__(self, sft: SFT, encoder: Mapping[str, nn.Parameter]) -> None:
-        self.values: dict[str, Tensor] = {}
-        self._largest: dict[str, float] = {}
-        groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
-        for name in sorted(sft.diffs):
+    def __init__(self, diff: Diff, base: Tensor) -> None:
+        self.indices = diff.indices.numpy()
+        self.values = diff.values
+        self.base = base
+        self.filled: set[int] = set()  # numbers of the blocks whose base values are in `base`
+        self._cuts: list[int] = []
+        self._largest: float | None = None
+
+    def span(self, edges: list[int], number: int) -> slice:
+        """Give the part of the support that lies in a block."""
+        if len(self._cuts) != len(edges):
+            self._cuts = [0, *np.searchsorted(self.indices, edges[1:-1]).tolist(), len(self.indices)]
+        return slice(self._cuts[number], self._cuts[number + 1])
+
+    def largest(self) -> float:
+        """Give the largest absolute base value; NaN where one is NaN."""
+        if self._largest is None:
+            self._largest = _largest(self.base)
+        return self._largest
+
+
+def _room(sft: SFT, encoder: Mapping[str, nn.Parameter]) -> dict[str, _Held]:
+    """Make room for the base values of an SFT: one buffer for all parameters of a dtype and device."""
+    groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+    for name, diff in sorted(sft.diffs.items()):
+        if diff.support_size:
             groups.setdefault((encoder[name].dtype, encoder[name].device), []).append(name)
-        for (dtype, device), names in groups.items():
-            counts = [sft.diffs[name].support_size for name in names]
-            self.values.update(zip(names, _buffer(sum(counts), dtype, device).split(counts), strict=True))
-        self.is_filled: set[tuple[str, int]] = set()
-
-    def largest(self, name: str) -> float:
-        """Give the largest absolute value; NaN where one is NaN."""
-        if name not in self._largest:
-            self._largest[name] = _largest(self.values[name])
-        return self._largest[name]
+    held = {}
+    for (dtype, device), names in groups.items():
+        counts = [sft.diffs[name].support_size for name in names]
+        buffers = _buffer(sum(counts), dtype, device).split(counts)
+        held.update({name: _Held(sft.diffs[name], buffer) for name, buffer in zip(names, buffers, strict=True)})
+    return held
 
 
 class _Target:
-    """One parameter and what is to become of it."""
+    """One parameter and what is to become of it.
+
+    Args:
+        parameter: the parameter.
+        held: every SFT that reaches it, those that go and those that come.
+        wanted: what it is to be composed of, in order: which of `held`, and the weight.
+        rule: of the composition.
+    """
 
     def __init__(
-        self, parameter: nn.Parameter, name: str, wanted: list[Part], saved: Mapping[SFT, _Saved], rule: Rule
+        self, parameter: nn.Parameter, held: list[_Held], wanted: list[tuple[_Held, float]], rule: Rule
     ) -> None:
-        self._name = name
+        self._held = held
         self._wanted = wanted
-        self._saved = {sft: held for sft, held in saved.items() if _reaches(sft, name)}
+        self._coming = list({id(one): one for one, _ in wanted}.values())
         self._rule = rule
         self._whole = parameter.detach()
         self._flat = self._whole.reshape(-1)  # a copy where the parameter is not contiguous
-        self.entries = sum(sft.diffs[name].support_size for sft in self._saved)
-
-    def blocks(self) -> Iterator[Callable[[], None]]:
-        """Give the work, cut into blocks of weights that do not meet."""
         size = self._flat.numel()
-        step = BLOCK if self._flat.device.type == "cpu" else size
-        edges = [*range(0, size, step), size]
-        cuts = {sft: _cuts(sft.diffs[self._name], edges) for sft in self._saved}
-        for number, (low, high) in enumerate(pairwise(edges)):
-            spans = {sft: (at[number], at[number + 1]) for sft, at in cuts.items()}
-            yield lambda spans=spans, low=low, high=high: self._change(spans, low, high)  # type: ignore[misc]
+        self._edges = [*range(0, size, BLOCK if self._flat.device.type == "cpu" else size), size]
+        self.entries = sum(len(one.indices) for one in held)
+
+    def blocks(self) -> Iterator[tuple[_Target, int]]:
+        """Give the work, cut into blocks of weights that do not meet."""
+        return ((self, number) for number in range(len(self._edges) - 1))
 
     def finish(self) -> None:
         """Write back what had to be changed in a copy."""
         if not self._whole.is_contiguous():
             self._whole.copy_(self._flat.view(self._whole.shape))
 
-    def _change(self, spans: Mapping[SFT, tuple[int, int]], low: int, high: int) -> None:
-        flat, name = self._flat, self._name
-        places, kept = {}, {}
-        for sft, (start, stop) in spans.items():
-            places[sft] = sft.diffs[name].indices[start:stop].to(flat.device, torch.int64)
-            kept[sft] = self._saved[sft].values[name][start:stop]
-            if (name, low) in self._saved[sft].is_filled:
-                flat.index_copy_(0, places[sft], kept[sft].to(flat))
-        # All of these weights are the base's now.
-        wanted = {sft for sft, _ in self._wanted}
-        for sft in wanted:
-            if (name, low) not in self._saved[sft].is_filled:
-                torch.index_select(flat, 0, places[sft], out=kept[sft])
-                self._saved[sft].is_filled.add((name, low))
-        if not wanted:
-            return
-        values = {
-            sft: sft.diffs[name].values[start:stop].to(flat.device)
-            for sft, (start, stop) in spans.items()
-            if sft in wanted
-        }
+    def change(self, number: int) -> None:
+        """Put the base values of one block back, save those that are needed next, and apply the rule."""
+        flat, places = self._flat, {}
+        for one in self._held:
+            span = one.span(self._edges, number)
+            places[one] = torch.from_numpy(one.indices[span].astype(np.int64)).to(flat.device)
+            if number in one.filled:
+                flat.scatter_(0, places[one], one.base[span].to(flat))
+        for one in self._coming:  # all weights of the block are the base's now
+            if number not in one.filled:
+                torch.index_select(flat, 0, places[one], out=one.base[one.span(self._edges, number)])
+                one.filled.add(number)
+        pieces = [
+            Piece(places[one], one.values[one.span(self._edges, number)].to(flat.device), float(weight))
+            for one, weight in self._wanted
+        ]
         if flat.dtype == torch.float32:
-            self._rule(flat, [Piece(places[sft], values[sft], float(weight)) for sft, weight in self._wanted])
-            return
-        weights = flat[low:high].float()
-        self._rule(weights, [Piece(places[sft] - low, values[sft], float(weight)) for sft, weight in self._wanted])
-        for sft in wanted:
-            flat.index_copy_(0, places[sft], weights[places[sft] - low].to(flat.dtype))
-
-
-def _reaches(sft: SFT, name: str) -> bool:
-    return name in sft.diffs and sft.diffs[name].support_size > 0
-
-
-def _cuts(diff: Diff, edges: list[int]) -> list[int]:
-    """Give where in the support each edge falls."""
-    if len(edges) == 2:
-        return [0, diff.support_size]
-    inner = torch.tensor(edges[1:-1], dtype=torch.int32)
-    cuts: list[int] = torch.searchsorted(diff.indices.cpu(), inner).tolist()
-    return [0, *cuts, diff.support_size]
+            self._rule(flat, pieces)
+        elif pieces:
+            low, high = self._edges[number : number + 2]
+            weights = flat[low:high].float()
+            self._rule(weights, [replace(piece, places=piece.places - low) for piece in pieces])
+            for one in self._coming:
+                flat.scatter_(0, places[one], weights[places[one] - low].to(flat.dtype))
 
 
 def _largest(values: Tensor) -> float:
     if not values.numel():
         return 0.0
-    low, high = torch.aminmax(values)
-    return math.nan if math.isnan(low) else max(-float(low), float(high))
+    flat = values.float().cpu().numpy()  # by numpy: torch would use threads for what is over in no time
+    low, high = float(flat.min()), float(flat.max())
+    return math.nan if math.isnan(low) else max(-low, high)
 
 
 def _buffer(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -316,12 +322,17 @@ def _buffer(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(np.empty(max(count, 1) * dtype.itemsize, dtype=np.uint8)).view(dtype)[:count]
 
 
-def _run(blocks: Sequence[Callable[[], None]], *, threads: int) -> None:
-    """Do all blocks; the first error is raised after every block has ended."""
+def _run(blocks: list[tuple[_Target, int]], *, threads: int) -> None:
+    """Do all blocks; an error is raised after every thread has ended."""
+    remaining = iter(blocks)  # shared: each block is taken by one thread
     if threads < 2 or len(blocks) < 2:
-        for block in blocks:
-            block()
+        _run_each(remaining)
         return
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(lambda block: block(), blocks):
-            pass
+        for ended in [pool.submit(_run_each, remaining) for _ in range(threads)]:
+            ended.result()
+
+
+def _run_each(blocks: Iterator[tuple[_Target, int]]) -> None:
+    for target, number in blocks:
+        target.change(number)

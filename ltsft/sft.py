@@ -90,23 +90,24 @@ class Diff:
         return self._index_problem() or self._value_problem()
 
     def _index_problem(self) -> str | None:
-        indices = self.indices
-        if not indices.numel():
+        indices = self.indices.numpy()  # numpy: several times faster than torch for one pass over a short row
+        if not indices.size:
             return None
-        is_increasing = bool((indices[1:] > indices[:-1]).all())
-        if is_increasing and int(indices[0]) >= 0 and int(indices[-1]) < self.size:
+        rises = indices[1:] > indices[:-1]
+        if rises.all() and indices[0] >= 0 and indices[-1] < self.size:
             return None
-        lowest, highest = (int(value) for value in torch.aminmax(indices))
+        lowest, highest = int(indices.min()), int(indices.max())
         if lowest < 0 or highest >= self.size:
             wrong = lowest if lowest < 0 else highest
             return f"index {wrong} is out of range: allowed are 0 to {self.size - 1} (shape {list(self.shape)})"
-        at = int(torch.nonzero(indices[1:] <= indices[:-1])[0])
-        before, after = int(indices[at]), int(indices[at + 1])
+        at = int(rises.argmin())
+        before, after = indices[at], indices[at + 1]
         return f"indices must be strictly increasing, but {after} follows {before} at position {at + 1}"
 
     def _value_problem(self) -> str | None:
-        if not self.values.numel() or all(isfinite(float(value)) for value in torch.aminmax(self.values)):
-            return None  # the extremes are NaN where any value is
+        values = self.values.numpy()
+        if not values.size or (isfinite(values.min()) and isfinite(values.max())):
+            return None  # both are NaN where any value is
         at = int(torch.nonzero(~torch.isfinite(self.values))[0])
         return f"value {float(self.values[at])} at index {int(self.indices[at])} is not finite"
 
