@@ -101,22 +101,23 @@ class Engine:
             _refuse_huge(composition, parts)
             return Admitted(release, reader, parts, _with_head(resident.model, composition, parts), resident)
 
-    @torch.inference_mode()
     def run(self, admitted: Admitted, pieces: Sequence[Piece]) -> list[Tensor]:
         """Switch to a composition if another one is in place, and give the logits of each piece.
 
         Pieces of like length go through the model together. One thread at a time may call this.
         """
-        self._switch(admitted)
+        self.put_in_place(admitted)  # not in inference mode: its buffers are written by other threads
         found: list[Tensor | None] = [None] * len(pieces)
-        for batch in _batches(pieces, self._limits):
-            inputs: dict[str, Any] = admitted.reader.collate([pieces[i] for i in batch])
-            logits = admitted.model(**inputs).logits
-            for row, i in enumerate(batch):
-                found[i] = logits[row]
+        with torch.inference_mode():
+            for batch in _batches(pieces, self._limits):
+                inputs: dict[str, Any] = admitted.reader.collate([pieces[i] for i in batch])
+                logits = admitted.model(**inputs).logits
+                for row, i in enumerate(batch):
+                    found[i] = logits[row]
         return [logits for logits in found if logits is not None]
 
-    def _switch(self, admitted: Admitted) -> None:
+    def put_in_place(self, admitted: Admitted) -> None:
+        """Switch to a composition, unless it is in place. One thread at a time may call this."""
         if admitted.resident.parts == admitted.parts:
             return
         begin = time.perf_counter()
