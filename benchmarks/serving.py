@@ -55,7 +55,7 @@ class Setup:
 
 def run(*, quick: bool = False) -> Report:
     """Measure memory and switching at both sizes, then throughput and latency at mBERT's."""
-    size, texts = (QUICK, 120) if quick else (MBERT, 240)
+    size, texts = (QUICK, 120) if quick else (MBERT, 160)
     report = Report("serving", f"{size.name}, {LANGUAGES} languages x {len(TARGET_TASKS)} target tasks")
     if not quick:
         small = set_up(SMALL)
@@ -79,11 +79,11 @@ def run(*, quick: bool = False) -> Report:
         seconds["spread"].append(work_off(setup, spread))
     rate = texts / median(seconds["spread"])
     report.at_least("spread_over_one_language", median(seconds["one"]) / median(seconds["spread"]), "x", 0.8)
-    plain = load_on_demand(setup, size, spread[: 24 if quick else 40])
+    plain = load_on_demand(setup, size, spread[: 24 if quick else 30])
     report.at_least("faster_than_loading_on_demand", rate / plain, "x", 5.0)
     report.note("texts a second, spread", rate, "1/s")
     report.note("texts a second, loading on demand with an LRU of 2", plain, "1/s")
-    waits, bound = at_load(setup, 0.8 * rate, seconds=5.0 if quick else 40.0)
+    waits, bound = at_load(setup, 0.8 * rate, seconds=5.0 if quick else 30.0)
     report.at_most("p99_seconds_at_80_percent", float(np.quantile(waits, 0.99)), "s", bound)
     report.note("median seconds at 80 % load", float(np.quantile(waits, 0.5)), "s")
     return report
