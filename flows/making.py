@@ -81,7 +81,8 @@ class _AsDeployments:
 
     def train(self, project: ProjectRef, steps: Sequence[Step]) -> Failures:
         made = {step.product.subject for step in steps}
-        return self._launch([self._launch_of(step, project, made) for step in steps])
+        name = project.load().name
+        return self._launch([self._launch_of(step, project, name, made) for step in steps])
 
     def evaluate(self, project: ProjectRef, failures: Mapping[str, str]) -> Failures:
         parameters = {"project": project.model_dump(mode="json"), "failures": dict(failures)}
@@ -97,14 +98,14 @@ class _AsDeployments:
         settings = read_settings()
         return launch_all(launches, crashes=settings.crashes, poll_seconds=settings.poll_seconds)
 
-    def _launch_of(self, step: Step, project: ProjectRef, made: set[str]) -> Launch:
+    def _launch_of(self, step: Step, project: ProjectRef, project_name: str, made: set[str]) -> Launch:
         product = step.product
         parameters: dict[str, Any] = {"project": project.model_dump(mode="json"), "language": product.language}
         if product.kind == "task":
             parameters |= {"target_task": product.target_task, "seed": product.seed}
         name = f"adapt-{product.kind}"
         needs = tuple(need for need in product.needs if need in made)
-        return Launch(f"{name}/{name}", product.subject, product.key, parameters, needs)
+        return Launch(f"{name}/{name}", product.subject, f"{project_name}:{product.key}", parameters, needs)
 
 
 def _why(state: State[Any]) -> str:

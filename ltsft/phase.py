@@ -172,7 +172,9 @@ def _train(phase: Phase, report: OnStep) -> None:
     trainer.remove_callback(ProgressCallback)
     trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
     if watch.was_stopped:
-        raise InterruptedTraining(f"the {phase.name} phase was asked to stop; it goes on from its checkpoint")
+        raise InterruptedTraining(
+            f"the {phase.name} phase was asked to stop and saved step {trainer.state.global_step}"
+        )
 
 
 def _optimizer(phase: Phase) -> torch.optim.Optimizer:

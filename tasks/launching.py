@@ -9,6 +9,7 @@ deployments.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,19 +19,28 @@ from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterTags,
+    LogFilter,
+    LogFilterFlowRunId,
+    LogFilterLevel,
+)
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import AwaitingRetry
 
 from ltsft.errors import ServiceError
+from tasks.settings import read_settings
 
 AWAY_SECONDS = 3600.0
 """How long Prefect's server may be away before waiting for it is given up."""
-RETRY_SECONDS = (10.0, 60.0, 300.0)
+_LONGER = 6
+"""Each pause before another attempt is so many times as long as the one before."""
 _PAGE = 200
 _T = TypeVar("_T")
 
@@ -101,14 +111,22 @@ def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int)
     count = sum(state.type == StateType.CRASHED for state in client.read_flow_run_states(run.id))
     if count >= crashes:
         times = "once" if count == 1 else f"{count} times"
-        return f"crashed {times}, which is the most that is allowed; the last time: {reason}"
-    pause = RETRY_SECONDS[min(count, len(RETRY_SECONDS)) - 1]
+        told = _diagnosis(client, run) or reason
+        return f"crashed {times}, which is the most that is allowed; the last time: {told}"
+    pause = read_settings().retry_seconds * _LONGER ** (count - 1)
     when = datetime.now(UTC) + timedelta(seconds=pause)
     again: State[Any] = AwaitingRetry(
         scheduled_time=when, message=f"crashed ({reason}); attempt {count + 1} of {crashes}"
     )
     client.set_flow_run_state(run.id, again)
     return ""
+
+
+def _diagnosis(client: SyncPrefectClient, run: FlowRun) -> str:
+    """Give what the worker's observer logged of the run's last pod: out of memory, no node, no image."""
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]), level=LogFilterLevel(ge_=logging.WARNING))
+    logs = client.read_logs(wanted, limit=_PAGE, sort=LogSort.TIMESTAMP_DESC)
+    return next((log.message for log in logs if log.name.endswith(".observer")), "")
 
 
 def _start_if_ready(client: SyncPrefectClient, launch: Launch, progress: _Progress, crashes: int) -> None:
@@ -141,7 +159,7 @@ def _start(client: SyncPrefectClient, launch: Launch, crashes: int) -> FlowRun:
     if before and _is_crashed(before[0]) and not reschedule_crashed(client, before[0], crashes=crashes):
         return before[0]
     try:
-        run = run_deployment(
+        started = run_deployment(
             launch.deployment,
             parameters=dict(launch.parameters),
             timeout=0,
@@ -149,7 +167,7 @@ def _start(client: SyncPrefectClient, launch: Launch, crashes: int) -> FlowRun:
             # Two that start at the same moment see the same runs before, and get the same run.
             idempotency_key=f"{launch.key}-{len(before)}",
         )
-        return cast(FlowRun, run)  # this is no async context
+        return cast(FlowRun, started)  # it is no coroutine: this is no async context
     except ObjectNotFound as error:
         raise ServiceError(f"Prefect knows no deployment {launch.deployment}; run ltsft bootstrap") from error
 

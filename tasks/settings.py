@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0, description="a run that is gone for so long has lost its key")
     trainings: Literal["here", "deployments"] = Field(default="here", description="where retrain starts trainings")
     crashes: int = Field(default=3, ge=1, description="a deployed training that crashed so often has failed for good")
+    retry_seconds: float = Field(default=10.0, gt=0, description="pause before a second attempt; longer each time")
     poll_seconds: float = Field(default=5.0, gt=0, description="pause between looks at deployed trainings")
     git_commit: str | None = Field(default=None, description="used where the working folder is not a checkout")
 

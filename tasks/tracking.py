@@ -35,6 +35,7 @@ from tasks.records import (
     ATTEMPTS,
     FAILURE,
     FAILURE_TYPE,
+    FLOW_RUN,
     KEY,
     KIND,
     PARENT_RUN,
@@ -42,6 +43,7 @@ from tasks.records import (
     SUBJECT,
     Child,
     Failure,
+    OpenRun,
     Record,
     canonical_json,
     cut_tags,
@@ -120,6 +122,26 @@ class Tracker:
             cache_folder=Path(store_folder).absolute() / "downloads",
             git_commit=settings.git_commit,
         )
+
+    @classmethod
+    def exists(cls, name: str, store_folder: str | Path, *, settings: Settings | None = None) -> bool:
+        """Whether the experiment of a project exists; nothing is created.
+
+        Raises:
+            ServiceError: MLflow cannot be reached or refuses.
+        """
+        uri = (settings or read_settings()).resolve_tracking_uri(store_folder)
+        local = re.fullmatch(r"sqlite:///([^?]+)", uri)
+        if local is not None and not Path(local[1]).exists():
+            return False
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return MlflowClient(tracking_uri=uri).get_experiment_by_name(name) is not None
+        except MlflowException as error:
+            shown = re.sub(r"//[^/@]*@", "//***@", uri)
+            raise ServiceError(f"MLflow at {shown} cannot be asked for experiment {name!r}: {error}") from error
 
     def open_run(
         self,
@@ -231,6 +253,17 @@ class Tracker:
             if failure.subject not in newest or failure.end > newest[failure.subject]:
                 found[failure.subject] = failure
         return found
+
+    def open_runs(self) -> list[OpenRun]:
+        """List the runs that are not ended, with the flow run that each was opened by."""
+        found = self._search(f"attributes.status = 'RUNNING' and tags.`{KEY}` != ''")
+        return [
+            OpenRun(run.info.run_id, run.data.tags.get(SUBJECT, ""), run.data.tags.get(FLOW_RUN, "")) for run in found
+        ]
+
+    def interrupt(self, run_id: str, reason: str) -> None:
+        """End a run that nobody works on as KILLED; the next attempt goes on in it."""
+        RunHandle(self, run_id=run_id, name=run_id, is_resumed=True).interrupt(reason)
 
     def log_children(self, parent: RunHandle, children: Iterable[Child]) -> dict[str, str]:
         """Put finished runs under a parent, such as the cells of a matrix; those already there (by name) are left.

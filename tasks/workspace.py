@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from prefect.runtime import flow_run
 
 from ltsft.base import Base, load_base, locate_base
 from ltsft.config import Project, ProjectRef, Source
@@ -24,6 +25,7 @@ from tasks.checkpoints import Checkpoints
 from tasks.inbox import inbox_overrides
 from tasks.leases import Lease, leased
 from tasks.logs import drop_tracebacks_of_verdicts
+from tasks.records import FLOW_RUN
 from tasks.runs import RunHandle
 from tasks.settings import read_settings
 from tasks.storage import Bucket
@@ -128,7 +130,7 @@ class Workspace:
         checkpoints = Checkpoints(self.bucket, key, self.working_folder(step), check=partial(self.check_claim, key))
         number = checkpoints.restore()
         if number is not None:
-            _LOG.info("%s goes on from checkpoint %d of another run (key %s)", step.product.subject, number, key)
+            _LOG.info("%s goes on from checkpoint %d of an earlier attempt", step.product.subject, number)
         with checkpoints:
             yield
 
@@ -192,6 +194,7 @@ class Workspace:
             "ltsft.base": f"{self.base.id}{f'@{self.base.revision}' if self.base.revision else ''}",
             "ltsft.base_fingerprint": self.base.ref.fingerprint,
             "ltsft.parents": ", ".join(f"{need}: {run}" for need, run in parents.items()),
+            FLOW_RUN: str(flow_run.get_id() or ""),
             **{f"ltsft.{name}": str(value) for name, value in facts.items() if value is not None},
         }
         return self.tracker.open_run(

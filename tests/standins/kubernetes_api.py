@@ -1,10 +1,10 @@
-"""A stand-in for a Kubernetes cluster: its API over HTTP, and a node that runs the containers of jobs as local processes.
+"""A stand-in for a Kubernetes cluster: its API over HTTP, and a node that runs containers of jobs as local processes.
 
 It speaks as much of the real API as prefect-kubernetes' worker and its observer (kopf) and our reconciler need: jobs,
 pods with logs, events and secrets; create, read, list with label and field selectors, watch with resource versions and
-bookmarks, delete with grace. It follows the rules of the Job controller that matter here: backoffLimit, the pod failure
-policy (FailJob, Ignore, Count on conditions and exit codes), activeDeadlineSeconds, ttlSecondsAfterFinished, and that the
-end of a container's first process is the end of all of its processes.
+bookmarks, delete with grace. It follows the rules of the Job controller that matter here: backoffLimit, the pod
+failure policy (FailJob, Ignore, Count on conditions and exit codes), activeDeadlineSeconds, ttlSecondsAfterFinished,
+and that the end of a container's first process is the end of all of its processes.
 
     with Cluster(folder, environment) as cluster:
         cluster.url
@@ -51,12 +51,12 @@ class Cluster:
         self.keep_pending: Callable[[Thing], str | None] = lambda pod: None
         self.on_start: Callable[[Thing], None] = lambda pod: None
         self.started: list[Thing] = []
+        self.config_maps: dict[str, dict[str, str]] = {}
         self._objects: dict[str, dict[tuple[str, str], Thing]] = {plural: {} for plural in _KINDS}
         self._history: list[tuple[int, str, str, Thing]] = []  # version, plural, type, object
         self._version = 100
         self._oldest = 0
         self._watches: set[asyncio.Task[Any]] = set()
-        self._changed = asyncio.Event()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._fates: dict[str, Thing] = {}  # by uid: how the end of a pod is told
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -137,7 +137,8 @@ class Cluster:
     # --- the machine -----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Cluster:
-        threading.Thread(target=self._run, name="standin cluster", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="standin cluster", daemon=True)
+        self._thread.start()
         assert self._ready.wait(30)
         return self
 
@@ -151,8 +152,10 @@ class Cluster:
                 task.cancel()
 
         self._call(stop)
-        time.sleep(0.2)
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+        self._loop.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -162,9 +165,9 @@ class Cluster:
     async def _serve(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._answer)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         self.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         self._ready.set()
@@ -249,17 +252,19 @@ class Cluster:
             if since < self._oldest:
                 await send("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})
                 return response
+            told_at = time.monotonic()
             while True:
-                for version, of, type_, thing in list(self._history):
-                    if version > since and of == plural and _matches(thing, request.query, namespace):
+                news = [row for row in self._history if row[0] > since]
+                since = max(since, self._version)
+                for _, of, type_, thing in news:
+                    if of == plural and _matches(thing, request.query, namespace):
                         await send(type_, thing)
-                since = self._version
-                self._changed.clear()
-                try:
-                    await asyncio.wait_for(self._changed.wait(), 5)
-                except TimeoutError:
-                    bookmark = {"metadata": {"resourceVersion": str(since)}, "kind": _KINDS[plural][0]}
-                    await send("BOOKMARK", bookmark)
+                        told_at = time.monotonic()
+                if time.monotonic() - told_at > 5:
+                    await send("BOOKMARK", {"metadata": {"resourceVersion": str(since)}, "kind": _KINDS[plural][0]})
+                    told_at = time.monotonic()
+                if self._version == since:
+                    await asyncio.sleep(0.1)
         except (asyncio.CancelledError, ConnectionError):
             request.transport.close() if request.transport else None  # cut, not ended
             return response
@@ -293,8 +298,6 @@ class Cluster:
         self._version += 1
         thing["metadata"]["resourceVersion"] = str(self._version)
         self._history.append((self._version, plural, type_, copy.deepcopy(thing)))
-        self._changed.set()
-        self._changed = asyncio.Event() if not self._watches else self._changed
 
     def _remove(self, plural: str, where: tuple[str, str]) -> None:
         thing = self._objects[plural].pop(where, None)
@@ -360,7 +363,9 @@ class Cluster:
         self._end_pod(job, pod, process.returncode)
 
     def _environment(self, container: Thing) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
+        for source in container.get("envFrom", []):
+            found |= self.config_maps.get(source.get("configMapRef", {}).get("name"), {})
         for variable in container.get("env", []):
             if "value" in variable:
                 found[variable["name"]] = str(variable["value"] or "")
@@ -379,8 +384,7 @@ class Cluster:
         state = {"terminated": {"exitCode": exit_code, "reason": reason, "finishedAt": _now()}}
         pod["status"]["containerStatuses"][0] |= {"ready": False, "state": state}
         pod["status"]["conditions"] += fate.get("conditions", [])
-        # A pod that was told to go has failed, whatever its exit code.
-        pod["status"]["phase"] = "Succeeded" if exit_code == 0 and not fate else "Failed"
+        pod["status"]["phase"] = "Succeeded" if exit_code == 0 else "Failed"
         self._tell("pods", "MODIFIED", pod)
         if (job["metadata"]["namespace"], job["metadata"]["name"]) in self._objects["jobs"]:
             self._after_pod(job, pod, exit_code)
