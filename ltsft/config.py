@@ -175,6 +175,7 @@ class Recipe(Frozen):
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -189,7 +190,8 @@ class Recipe(Frozen):
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        return {**self.model_dump(mode="json", exclude={"seeds"}), "seed": seed}
+        rounded = {"values": self.values} if self.values != "float32" else {}  # the exact one changes nothing
+        return {**self.model_dump(mode="json", exclude={"seeds", "values"}), **rounded, "seed": seed}
 
 
 class Store(Frozen):

@@ -182,11 +182,10 @@ class _Iteration:
             masks = load_file(mask_file)
         else:
             self._report("selection")
-            moves = {name: p.detach().cpu() - start[name] for name, p in maskable.items()}
-            if not all(bool(torch.isfinite(m).all()) for m in moves.values()):
-                raise TrainingError("the full phase ended with weights that are not finite; lower its learning rate")
-            new = select_magnitude(moves, quota, taken=taken)
-            masks = {name: taken[name] | new[name] for name in maskable}
+            earlier = {name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in taken.items()}
+            masks = {name: mask.clone() for name, mask in taken.items()}
+            for name, indices in select_magnitude(maskable, start, quota, taken=earlier).items():
+                masks[name].view(-1)[indices.long()] = True
             write_tensors(masks, mask_file)
         with torch.no_grad():
             for name, p in {**maskable, **head}.items():

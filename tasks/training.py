@@ -110,7 +110,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
             on_progress=on_progress,
             should_stop=should_stop,
         )
-    return save_sft(sft, folder / SFT_FOLDER)
+    return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
 
 
 @task(
