@@ -146,7 +146,7 @@ def bootstrap(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
 ) -> None:
     """Make Prefect, MLflow and the bucket ready for a project on a cluster; what is ready is not touched."""
-    with _told_errors():
+    with told_errors():
         from tasks.bootstrapping import bootstrap as make_ready
 
         changes = make_ready(
@@ -167,7 +167,7 @@ def _name_and_value(argument: str) -> tuple[str, Any]:
     """Read name=value; the value is JSON where it can be read as such, else text."""
     name, separator, value = argument.partition("=")
     if not separator:
-        _fail(f"give name=value, got {argument!r}")
+        fail(f"give name=value, got {argument!r}")
     try:
         return name, json.loads(value)
     except ValueError:

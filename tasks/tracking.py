@@ -256,7 +256,7 @@ class Tracker:
 
     def open_runs(self) -> list[OpenRun]:
         """List the runs that are not ended, with the flow run that each was opened by."""
-        found = self._search(f"attributes.status = 'RUNNING' and tags.`{KEY}` != ''")
+        found = self.search(f"attributes.status = 'RUNNING' and tags.`{KEY}` != ''")
         return [
             OpenRun(run.info.run_id, run.data.tags.get(SUBJECT, ""), run.data.tags.get(FLOW_RUN, "")) for run in found
         ]

@@ -247,11 +247,11 @@ def _closest(problems: Sequence[Mapping[str, Any]], depth: int) -> list[Mapping[
         own = [item for item in by_form[level] if len(item["loc"]) == len(level) + 1]
         return sum(item["type"] in ("missing", "extra_forbidden") for item in own)
 
-    level = min(by_form, key=lambda level: (misfits(level), len(by_form[level])))
+    best = min(by_form, key=lambda level: (misfits(level), len(by_form[level])))
     if all(item["type"] == "missing" for found in by_form.values() for item in found):
         names = ", ".join(dict.fromkeys(str(found[0]["loc"][-1]) for found in by_form.values()))
-        return [{"loc": level[:-1], "type": "missing", "msg": f"give one of {names}"}]
-    return _closest(by_form[level], len(level))
+        return [{"loc": best[:-1], "type": "missing", "msg": f"give one of {names}"}]
+    return _closest(by_form[best], len(best))
 
 
 def _said(item: Mapping[str, Any]) -> str:
