@@ -1,4 +1,4 @@
-"""Everything that exists is a run in MLflow. This is the only file that imports mlflow.
+"""Everything that exists is a run in MLflow. This file imports mlflow, the registry beside it, and the logged model.
 
 A *product* (an SFT, a cell, a matrix) is a run with the tag ``ltsft.key``; a FINISHED run says that the product exists.
 `Tracker` talks to MLflow through `MlflowClient` alone: no global state, safe from several threads and processes.

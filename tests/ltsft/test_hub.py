@@ -33,8 +33,8 @@ class Hub(BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-            self.repositories.setdefault(name, {"private": asked.get("private"), "files": {}})
-            self._answer(200, {"url": f"http://hub/{name}", "name": name})
+            self.repositories.setdefault(name, {"visibility": asked.get("visibility"), "files": {}})
+            self._answer(200, {"url": f"https://huggingface.co/{name}", "name": name})
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]
             told = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in files]
@@ -45,7 +45,7 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.repositories[name]["files"][line["value"]["path"]] = content
-            self._answer(200, {"commitUrl": f"http://hub/{name}/commit/1", "commitOid": "1", "hookOutput": ""})
+            self._answer(200, {"commitUrl": f"https://huggingface.co/{name}/commit/1", "commitOid": "1", "hookOutput": ""})
         else:
             self._answer(200, {})
 
@@ -82,7 +82,7 @@ def test_an_sft_folder_arrives_whole_in_a_private_repository(
 
     repository = Hub.repositories["team/fo"]
     assert address.endswith("/team/fo/commit/1")
-    assert repository["private"] is True
+    assert repository["visibility"] == "private"
     fetched = tmp_path / "fetched"
     fetched.mkdir()
     for name, content in repository["files"].items():
