@@ -112,8 +112,8 @@ def _retrain(ref: ProjectRef, *, has_bars: bool) -> str:
     from tasks.progress import shown_progress
 
     with shown_progress() if has_bars else nullcontext():
-        state = run_locally(retrain, ref)
-    return "" if state.is_completed() else state.message or "the run failed"
+        end = run_locally(retrain, ref)
+    return "" if end.is_completed else end.message
 
 
 def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None:

@@ -6,16 +6,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ltsft.console import AsJson, BaseOption, DataRoot, Overrides, console, escaped, fail, project_ref, told_errors
-
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import State
 
 releasing = typer.Typer()
 
@@ -176,13 +173,11 @@ def _finish(flow: Callable[..., Any], *arguments: Any, **named: Any) -> None:
     """Run a flow, show what it says, and leave with exit code 1 if it failed."""
     from tasks.local_flows import run_locally
 
-    state: State[Any] = run_locally(flow, *arguments, **named)
-    message = state.message or state.name or ""
-    if state.is_completed():
-        console().print(escaped(message), soft_wrap=True)
+    end = run_locally(flow, *arguments, **named)
+    if end.is_completed:
+        console().print(escaped(end.message), soft_wrap=True)
         return
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, Exception) and str(error):
-        fail(str(error))
-    Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {escaped(message)}", soft_wrap=True)
+    if end.error:
+        fail(end.error)
+    Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {escaped(end.message)}", soft_wrap=True)
     raise typer.Exit(1)
