@@ -140,6 +140,17 @@ def fork(action: Callable[[], Any]) -> tuple[int, Any]:
     return end(*begin(action))
 
 
+def warm_up(file: str) -> None:
+    """Import and load once what every fork needs; no connection is opened, for forks must not share one."""
+    import mlflow.pyfunc  # noqa: F401
+    from mlflow.models import ModelSignature  # noqa: F401
+
+    base = ProjectRef(file=file).load().base
+    from tasks.workspace import _load_base
+
+    assert _load_base(base.id, base.revision).ref
+
+
 def say(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
@@ -182,4 +193,5 @@ def races(file: str) -> None:
 
 if __name__ == "__main__":
     as_plain_functions()
+    warm_up(sys.argv[1])
     {"kills": kills, "races": races}[sys.argv[2]](sys.argv[1])
