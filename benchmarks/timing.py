@@ -114,12 +114,13 @@ def _child(sender: Connection, prepare: Callable[..., Callable[[], object]], arg
     work = prepare(*args)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew from what is resident now
-    before = _status("VmRSS")
+    before = read_status("VmRSS")
     result = work()
-    sender.send((before, _status("VmHWM"), result))
+    sender.send((before, read_status("VmHWM"), result))
 
 
-def _status(field: str) -> int:
+def read_status(field: str) -> int:
+    """Read a size of this process, in bytes, such as VmRSS or VmHWM (Linux)."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

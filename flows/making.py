@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from flows.adapt_language import adapt_language
 from flows.adapt_task import adapt_task
 from flows.evaluate_matrix import evaluate_matrix
-from ltsft.config import ProjectRef
+from ltsft.config import Project, ProjectRef
 from ltsft.errors import LtsftError
 from ltsft.plan import Step
 from tasks.launching import Launch, launch_all
@@ -81,8 +81,8 @@ class _AsDeployments:
 
     def train(self, project: ProjectRef, steps: Sequence[Step]) -> Failures:
         made = {step.product.subject for step in steps}
-        name = project.load().name
-        return self._launch([self._launch_of(step, project, name, made) for step in steps])
+        opened = open_workspace(project).project
+        return self._launch([self._launch_of(step, project, opened, made) for step in steps])
 
     def evaluate(self, project: ProjectRef, failures: Mapping[str, str]) -> Failures:
         parameters = {"project": project.model_dump(mode="json"), "failures": dict(failures)}
@@ -98,14 +98,17 @@ class _AsDeployments:
         settings = read_settings()
         return launch_all(launches, crashes=settings.crashes, poll_seconds=settings.poll_seconds)
 
-    def _launch_of(self, step: Step, project: ProjectRef, project_name: str, made: set[str]) -> Launch:
+    def _launch_of(self, step: Step, project: ProjectRef, opened: Project, made: set[str]) -> Launch:
         product = step.product
         parameters: dict[str, Any] = {"project": project.model_dump(mode="json"), "language": product.language}
         if product.kind == "task":
             parameters |= {"target_task": product.target_task, "seed": product.seed}
         name = f"adapt-{product.kind}"
         needs = tuple(need for need in product.needs if need in made)
-        return Launch(f"{name}/{name}", product.subject, f"{project_name}:{product.key}", parameters, needs)
+        processes = opened.recipes[product.target_task or "language"].processes
+        variables = {"gpu_count": processes} if processes > 1 else {}
+        key = f"{opened.name}:{product.key}"
+        return Launch(f"{name}/{name}", product.subject, key, parameters, needs, variables)
 
 
 def _why(state: State[Any]) -> str:

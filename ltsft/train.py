@@ -9,25 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
+from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, newest_whole_checkpoint, run_phase, write_tensors
+from ltsft.processes import is_first_process, join_processes, wait_for_all
 from ltsft.sft import SFT, Diff, Kind
 
-VERSION = 1
+VERSION = 2
 """Version of the procedure, part of every key: raised when the same inputs would give another SFT."""
 
 
@@ -36,7 +39,7 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        stage: "full", "selection" or "sparse".
+        stage: "head", "full", "selection" or "sparse".
         step: optimizer steps done in this stage; `steps` in all. Both 0 in selection.
         metrics: what was measured at this step, names as in MLflow; empty most of the time.
         iteration: which round of full and sparse phase this is, from 0.
@@ -49,7 +52,7 @@ class Progress:
     iteration: int = 0
 
 
-_PHASES = {"full": 0, "sparse": 2}
+_PHASES = {"head": 0, "full": 1, "sparse": 3}
 OnProgress = Callable[[Progress], None]
 
 
@@ -113,7 +116,7 @@ def train_sft(
     """
     if not len(data.examples):
         raise TrainingError(f"{kind} SFT {subject}: there is nothing to train on")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = join_processes(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = objective.build_model(base, seed=seed)
     nn.Module.to(model, device)
     if recipe.dropout is not None:
@@ -123,8 +126,7 @@ def train_sft(
     roles = parameter_roles(model, recipe.freeze)
     k = support_size(density=recipe.density, size=recipe.size, maskable=roles.size)
     with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
-        starting_point = _copy(roles.maskable)
-        masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in roles.maskable.items()}
+        chosen = {name: _Chosen.nothing() for name in roles.maskable}
         history: list[dict[str, Any]] = []
         for iteration in range(recipe.iterations):
             quota = k * (iteration + 1) // recipe.iterations - k * iteration // recipe.iterations
@@ -132,12 +134,19 @@ def train_sft(
                 model, objective, roles, recipe, seed, iteration, data, folder, checkpoint_seconds, device, on_progress,
                 should_stop,
             )  # fmt: skip
-            masks, results = training.run(masks, quota, pull_to=starting_point)
+            chosen, results = training.run(chosen, quota)
             history += [
                 {"phase": r.name, "iteration": iteration, "steps": r.steps, "best_step": r.step, "best_score": r.score}
                 for r in results
             ]
-        diffs = _diffs(roles.maskable, starting_point, masks)
+        diffs = {
+            name: Diff(
+                indices=chosen[name].indices,
+                values=_at(p, chosen[name].indices) - chosen[name].origin,
+                shape=tuple(p.shape),
+            )
+            for name, p in roles.maskable.items()
+        }
         head = {name: p.detach().cpu().clone() for name, p in roles.head.items()}
     return SFT(
         kind=kind,
@@ -150,6 +159,23 @@ def train_sft(
         source_languages=source_languages,
         details={**(details or {}), "recipe": recipe.of_seed(seed), "history": history},
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The support in one parameter.
+
+    Attributes:
+        indices: strictly increasing flat indices, int32, (k,).
+        origin: what the weights there are in the starting point, (k,).
+    """
+
+    indices: Tensor
+    origin: Tensor
+
+    @classmethod
+    def nothing(cls) -> _Chosen:
+        return cls(torch.empty(0, dtype=torch.int32), torch.empty(0))
 
 
 @dataclass
@@ -169,39 +195,73 @@ class _Iteration:
     on_progress: OnProgress | None
     should_stop: Callable[[], bool] | None
 
-    def run(
-        self, taken: dict[str, Tensor], quota: int, *, pull_to: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], list[PhaseResult]]:
-        """Train, select `quota` more weights, rewind to where this round began and train the selected ones."""
-        maskable, head = self.roles.maskable, self.roles.head
-        start = {**_copy(maskable), **_copy(head)}
-        everything = {name: torch.ones_like(mask) for name, mask in taken.items()}
-        results = [self._phase("full", everything, pull_to)]
-        mask_file = self.folder / f"{self.number}-support.safetensors"
-        if mask_file.is_file():
-            masks = load_file(mask_file)
-        else:
-            self._report("selection")
-            earlier = {name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in taken.items()}
-            masks = {name: mask.clone() for name, mask in taken.items()}
-            for name, indices in select_magnitude(maskable, start, quota, taken=earlier).items():
-                masks[name].view(-1)[indices.long()] = True
-            write_tensors(masks, mask_file)
-        with torch.no_grad():
-            for name, p in {**maskable, **head}.items():
-                p.copy_(start[name])
-        results.append(self._phase("sparse", masks, pull_to))
-        return masks, results
+    def run(self, taken: dict[str, _Chosen], quota: int) -> tuple[dict[str, _Chosen], list[PhaseResult]]:
+        """Train, select `quota` more weights, rewind to where this round began and train the selected ones.
 
-    def _phase(self, name: str, masks: dict[str, Tensor], pull_to: dict[str, Tensor]) -> PhaseResult:
-        settings = self.recipe.full if name == "full" else self.recipe.sparse
+        A head phase comes before the first round and is not rewound: a head that does not fit yet would bend the
+        encoder to itself (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features").
+
+        The starting point waits in a file while the full phase runs: of it, memory only ever holds what is used.
+        """
+        maskable, head = self.roles.maskable, self.roles.head
+        results = [self._phase("head", None, {})] if self.recipe.head is not None and self.number == 0 else []
+        began = {name: _at(p, taken[name].indices) for name, p in maskable.items()}
+        head_began = {name: p.detach().clone() for name, p in head.items()}
+        origin = _TensorFile(self._write_starting_point(taken))
+        results.append(self._phase("full", None, origin))
+        support = self._select(origin, taken, quota)
+        chosen = {}
+        with torch.no_grad():
+            for name, p in maskable.items():
+                start = origin[name]
+                chosen[name] = _Chosen(support[name], _at(start, support[name]))
+                p.copy_(start)
+                p.view(-1)[taken[name].indices.long().to(p.device)] = began[name].to(p.device)
+            for name, p in head.items():
+                p.copy_(head_began[name])
+        results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+        origin.file.unlink(missing_ok=True)
+        return chosen, results
+
+    def _write_starting_point(self, taken: Mapping[str, _Chosen]) -> Path:
+        """Write the maskable weights as they are, those that earlier rounds trained as they were before."""
+        file = self.folder / f"{self.number}-start.safetensors"
+        if not file.is_file() and is_first_process():
+            weights = {}
+            for name, p in self.roles.maskable.items():
+                weights[name] = p.detach().cpu()
+                if taken[name].indices.numel():
+                    weights[name] = weights[name].clone()
+                    weights[name].view(-1)[taken[name].indices.long()] = taken[name].origin
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(weights, file)
+        wait_for_all()
+        return file
+
+    def _select(self, origin: Mapping[str, Tensor], taken: Mapping[str, _Chosen], quota: int) -> dict[str, Tensor]:
+        """Give the support of the sparse phase: what was taken and `quota` more; flat indices, int32."""
+        file = self.folder / f"{self.number}-support.safetensors"
+        maskable = self.roles.maskable
+        if not file.is_file():
+            self._report("selection")
+            earlier = {name: chosen.indices for name, chosen in taken.items()}
+            new = select_magnitude(maskable, origin, quota, taken=earlier)
+            support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
+            wait_for_all()
+            if is_first_process():
+                write_tensors(support, file)
+            wait_for_all()
+        return load_file(file)
+
+    def _phase(self, name: str, support: Mapping[str, Tensor] | None, pull_to: Mapping[str, Tensor]) -> PhaseResult:
+        settings: PhaseSettings = getattr(self.recipe, name)
         phase = Phase(
             name=name,
             model=self.model,
             objective=self.objective,
-            maskable=self.roles.maskable,
+            maskable={} if name == "head" else self.roles.maskable,
             head=self.roles.head,
-            masks=None if name == "full" else masks,
+            support=support,
             pull_to=pull_to,
             settings=settings,
             recipe=self.recipe,
@@ -220,17 +280,18 @@ class _Iteration:
         return run_phase(phase, report)
 
     def _report(self, stage: str, step: int = 0, steps: int = 0, metrics: Mapping[str, float] | None = None) -> None:
-        if self.on_progress is not None:
+        if self.on_progress is not None and is_first_process():
             self.on_progress(Progress(stage, step, steps, metrics or {}, self.number))
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """List the files that a training in this folder needs to go on elsewhere: whole checkpoints and finished phases.
 
-    What it can make again (packed text) is not among them, nor a checkpoint that is still being written.
+    What it can make again (packed text, the starting point) is not among them, nor a checkpoint that is still being
+    written.
     """
     found = list(folder.glob("[0-9]*-support.safetensors"))
-    for phase in (*folder.glob("[0-9]*-full"), *folder.glob("[0-9]*-sparse")):
+    for phase in (path for name in _PHASES for path in folder.glob(f"[0-9]*-{name}")):
         found += [file for file in (phase / "best.safetensors", phase / "done.json") if file.is_file()]
         checkpoint = newest_whole_checkpoint(phase)
         if checkpoint is not None:
@@ -245,7 +306,7 @@ def checkpoint_progress(names: Iterable[str]) -> tuple[int, int, float]:
         top, _, rest = name.partition("/")
         number, _, what = top.partition("-")
         if what == "support.safetensors":
-            reached = max(reached, (int(number), 1, 0.0))
+            reached = max(reached, (int(number), 2, 0.0))
         elif rest == "done.json":
             reached = max(reached, (int(number), _PHASES[what], math.inf))
         elif rest.startswith("checkpoint-"):
@@ -260,16 +321,26 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _copy(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: p.detach().cpu().clone() for name, p in parameters.items()}
+def _at(weights: Tensor, indices: Tensor) -> Tensor:
+    """Give some of the weights, by flat index, on the CPU."""
+    return weights.detach().reshape(-1).index_select(0, indices.to(weights.device)).cpu()
 
 
-def _diffs(
-    parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> dict[str, Diff]:
-    diffs = {}
-    for name, p in parameters.items():
-        indices = masks[name].reshape(-1).nonzero().squeeze(1)
-        values = p.detach().cpu().reshape(-1)[indices] - start[name].reshape(-1)[indices]
-        diffs[name] = Diff(indices=indices.int(), values=values, shape=tuple(p.shape))
-    return diffs
+class _TensorFile(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with safe_open(file, framework="pt") as opened:
+            self._names = list(opened.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.file, framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

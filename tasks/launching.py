@@ -55,6 +55,7 @@ class Launch:
         key: runs with the same key are the same run.
         parameters: of the flow.
         needs: subjects that have to be made before.
+        job_variables: of the pod, where it is not as the deployment says.
     """
 
     deployment: str
@@ -62,6 +63,7 @@ class Launch:
     key: str
     parameters: Mapping[str, Any]
     needs: tuple[str, ...] = ()
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -162,6 +164,7 @@ def _start(client: SyncPrefectClient, launch: Launch, crashes: int) -> FlowRun:
         started = run_deployment(
             launch.deployment,
             parameters=dict(launch.parameters),
+            job_variables=dict(launch.job_variables),
             timeout=0,
             tags=[tag],
             # Two that start at the same moment see the same runs before, and get the same run.

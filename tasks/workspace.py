@@ -223,8 +223,9 @@ def open_workspace(ref: ProjectRef, *, needs_data: bool = True) -> Workspace:
     project = ref.load(check_files=needs_data)
     if (bucket := _bucket_of(project)) is not None:
         added = inbox_overrides(project, bucket)
-        with_inbox = ref.model_copy(update={"overrides": (*ref.overrides, *added)})
-        project = with_inbox.load(check_files=needs_data) if added else project
+        if added:
+            ref = ref.model_copy(update={"overrides": (*ref.overrides, *added)})
+            project = ref.load(check_files=needs_data)
     store = project.store.folder.absolute()
     store.mkdir(parents=True, exist_ok=True)
     return Workspace(ref=ref, project=project, tracker=_tracker(project.name, str(store)))

@@ -45,7 +45,9 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     content = base64.b64decode(line["value"]["content"])
                     self.repositories[name]["files"][line["value"]["path"]] = content
-            self._answer(200, {"commitUrl": f"https://huggingface.co/{name}/commit/1", "commitOid": "1", "hookOutput": ""})
+            self._answer(
+                200, {"commitUrl": f"https://huggingface.co/{name}/commit/1", "commitOid": "1", "hookOutput": ""}
+            )
         else:
             self._answer(200, {})
 

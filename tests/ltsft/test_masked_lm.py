@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import load_base
+from ltsft.config import Source
 from ltsft.errors import TrainingError
 from ltsft.objectives.masked_lm import LINES_AT_ONCE, MaskedLM, Rows, masked_logits, pack_text, split_held_out
+from ltsft.sources import read_text
 
 BuildModel = Callable[..., PreTrainedModel]
 
@@ -37,12 +42,17 @@ def sequences(batch: int, length: int) -> tuple[Tensor, Tensor]:
     return ids, torch.where(where, ids.roll(1, 0), -100)
 
 
+def as_batch(ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    masked = (labels.flatten() != -100).nonzero().squeeze(1)
+    return {"input_ids": ids, "masked": masked, "labels": labels.flatten()[masked]}
+
+
 def test_logits_at_masked_positions_equal_the_whole_models(family: str, tiny_model: BuildModel) -> None:
     model = tiny_model(family, head="masked_lm").eval()
     ids, labels = sequences(4, 12)
     where = labels != -100
     with torch.no_grad():
-        logits = masked_logits(model, ids, where)
+        logits = masked_logits(model, ids, where.flatten().nonzero().squeeze(1))
         whole = model(input_ids=ids).logits
     assert logits.shape == (int(where.sum()), 37)
     torch.testing.assert_close(logits, whole[where], rtol=1e-5, atol=1e-6)
@@ -53,7 +63,7 @@ def test_the_loss_and_its_gradients_equal_the_models_own(
 ) -> None:
     ids, labels = sequences(4, 12)
     ours, theirs = tiny_model(family, head="masked_lm").eval(), tiny_model(family, head="masked_lm").eval()
-    loss = MaskedLM(tokenizer).loss(ours, {"input_ids": ids, "labels": labels})
+    loss = MaskedLM(tokenizer).loss(ours, as_batch(ids, labels))
     expected = theirs(input_ids=ids, labels=labels).loss
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     loss.backward()
@@ -66,11 +76,11 @@ def test_the_loss_and_its_gradients_equal_the_models_own(
 
 def test_the_encoder_gives_whole_states_again_after_a_loss(tiny_model: BuildModel) -> None:
     model = tiny_model("bert", head="masked_lm").eval()
-    ids, labels = sequences(2, 8)
-    masked_logits(model, ids, labels != -100)
+    ids, _ = sequences(2, 8)
+    masked_logits(model, ids, torch.tensor([0, 15]))
     assert model(input_ids=ids).logits.shape == (2, 8, 37)
-    with pytest.raises(IndexError):
-        masked_logits(model, ids, torch.ones(3, 3, dtype=torch.bool))
+    with pytest.raises((IndexError, RuntimeError)):
+        masked_logits(model, ids, torch.tensor([16]))
     assert model(input_ids=ids).logits.shape == (2, 8, 37)
 
 
@@ -79,7 +89,7 @@ def test_a_batch_without_a_masked_position_has_loss_zero_and_no_nan(
 ) -> None:
     model = tiny_model("bert", head="masked_lm")
     ids, _ = sequences(2, 8)
-    loss = MaskedLM(tokenizer).loss(model, {"input_ids": ids, "labels": torch.full((2, 8), -100)})
+    loss = MaskedLM(tokenizer).loss(model, as_batch(ids, torch.full((2, 8), -100)))
     loss.backward()
     assert loss.item() == 0.0
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
@@ -97,9 +107,9 @@ def test_the_mask_depends_on_the_generator_alone(tokenizer: PreTrainedTokenizerB
     before = torch.get_rng_state()
     again = masked(5)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(first[name], again[name]) for name in ("input_ids", "labels"))
-    assert not torch.equal(first["labels"], other["labels"])
-    assert set(first) == {"input_ids", "labels"}
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["masked"], other["masked"])
+    assert set(first) == {"input_ids", "masked", "labels"}
 
 
 def test_special_tokens_are_never_predicted_and_most_predicted_ones_are_masked(
@@ -108,10 +118,12 @@ def test_special_tokens_are_never_predicted_and_most_predicted_ones_are_masked(
     rows = [packed[i % len(packed)] for i in range(400)]
     batch = MaskedLM(tokenizer, mask_probability=0.3).collate(rows, torch.Generator().manual_seed(1))
     ids = torch.as_tensor(np.stack(rows)).long()
-    where = batch["labels"] != -100
+    where = torch.zeros(ids.numel(), dtype=torch.bool)
+    where[batch["masked"]] = True
+    where = where.view_as(ids)
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
     assert not bool((where & special).any())
-    assert torch.equal(batch["labels"][where], ids[where])
+    assert torch.equal(batch["labels"], ids[where])
     assert torch.equal(batch["input_ids"][~where], ids[~where])
     assert float(where.sum() / (~special).sum()) == pytest.approx(0.3, abs=0.03)
     share = (batch["input_ids"][where] == tokenizer.mask_token_id).float().mean()
@@ -148,6 +160,88 @@ def test_packing_loses_no_subword_but_the_tail(tokenizer: PreTrainedTokenizerBas
     assert packed[:, 1:-1].reshape(-1).tolist() == expected[: len(packed) * 10]
     assert set(packed[:, 0]) == {tokenizer.cls_token_id}
     assert set(packed[:, -1]) == {tokenizer.sep_token_id}
+
+
+def test_documents_share_sequences_and_none_loses_a_subword(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    documents = [[f"bado kelu {'mika ' * (i % 5)}tuna"] * (1 + i * 7 % 4) for i in range(300)]
+    lines = [line for document in documents for line in [*document, ""]]
+    packed = pack_text(lines, tokenizer, max_length=24, file=tmp_path / "24.tokens")
+    start, end, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    assert set(packed[:, 0]) == {start}
+    found: list[int] = []
+    for row in packed.tolist():
+        body = [i for i in row if i != pad]
+        assert row == body + [pad] * (24 - len(body))
+        assert 24 - len(body) < 3
+        places = [*[i for i, subword in enumerate(body) if subword == start], len(body)]
+        pieces = [body[begin + 1 : stop] for begin, stop in pairwise(places)]
+        assert all(piece[-1] == end for piece in pieces)
+        is_cut = len(body) == 24  # its last piece was closed here by a sep of its own, and its document goes on
+        found += [subword for piece in pieces for subword in piece][: -1 if is_cut else None]
+    expected = [i for document in documents for i in ids_of(document, tokenizer)]
+    assert found == expected[: len(found)]
+    assert len(expected) - len(found) < 24
+    assert float((packed == pad).mean()) < 0.05
+
+
+def test_a_source_is_a_document_and_so_is_what_stands_between_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\none\ntwo\n \n\nthree\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("four\n\n", encoding="utf-8")
+    sources = [Source(scheme="text", location=str(tmp_path / name)) for name in ("a.txt", "b.txt")]
+    assert list(read_text(sources, documents=True)) == ["one", "two", "", "three", "", "four", ""]
+    assert list(read_text(sources)) == ["one", "two", "three", "four"]
+
+
+def pack_several(batch: int) -> list[np.ndarray]:
+    """Sequences of 16 that hold three documents, and some padding; cls is 2, padding 0."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for i in range(batch):
+        row = rng.integers(5, 37, 16, dtype=np.int32)
+        row[[0, 5 + i, 9 + i]] = 2
+        row[14 + i % 3 :] = 0
+        rows.append(row)
+    return rows
+
+
+def masked_by(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, together: bool) -> MaskedLM:
+    objective = MaskedLM(tokenizer, mask_probability=0.4)
+    objective.fit(model)
+    assert objective._first_position == (2 if model.config.model_type == "xlm-roberta" else 0)
+    if not together:
+        objective._first_position = None
+    return objective
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one sequence", "own rows"])
+def test_packed_documents_have_the_loss_and_gradients_of_documents_alone(
+    together: bool, family: str, tiny_model: BuildModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    ours = tiny_model(family, head="masked_lm").eval()
+    ours.resize_token_embeddings(len(tokenizer))
+    theirs = copy.deepcopy(ours)
+    rows = pack_several(3)
+    objective = masked_by(tokenizer, ours, together=together)
+    batch = objective.collate(rows, torch.Generator().manual_seed(7))
+    assert ("documents" in batch) == together
+    objective._first_position = 0
+    whole = objective.collate(rows, torch.Generator().manual_seed(7))
+    labels = torch.full((3 * 16,), -100)
+    labels[whole["masked"]] = whole["labels"]
+    total = torch.zeros(())
+    for ids, wanted, row in zip(whole["input_ids"], labels.view(3, 16), rows, strict=True):
+        starts = [*np.flatnonzero(row == tokenizer.cls_token_id).tolist(), int((row != 0).sum())]
+        for begin, end in pairwise(starts):
+            logits = theirs(input_ids=ids[None, begin:end]).logits[0]
+            total = total + functional.cross_entropy(logits, wanted[begin:end], ignore_index=-100, reduction="sum")
+    expected = total / len(whole["labels"])
+    loss = objective.loss(ours, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_packing_reads_the_text_in_blocks_and_maps_the_result(

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
 import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from prefect.exceptions import TerminationSignal
 
 from ltsft.base import Base, load_base
 from ltsft.errors import InterruptedTraining
 from ltsft.files import save_sft
 from ltsft.train import checkpoint_progress, train_sft
 from tasks.checkpoints import Checkpoints
-from tasks.stopping import stop_between_steps
 from tasks.storage import Bucket, hash_file
 
 pytestmark = pytest.mark.integration
@@ -197,22 +193,3 @@ def test_the_later_phase_is_further() -> None:
 
     assert reached == sorted(reached)
     assert len(set(reached)) == len(order) - 1
-
-
-def test_sigterm_waits_for_the_end_of_a_step_and_then_goes_up() -> None:
-    steps = []
-
-    def train() -> None:
-        with stop_between_steps() as should_stop:
-            for step in range(10):
-                if step == 3:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                steps.append(step)
-                if should_stop():
-                    raise InterruptedTraining("asked to stop")
-
-    with pytest.raises(TerminationSignal):
-        train()
-
-    assert steps == [0, 1, 2, 3]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
