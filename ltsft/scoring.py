@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.compose import Part, composed
+from ltsft.compose import Part, Resident
 from ltsft.config import Precision
 from ltsft.interference import interference
 from ltsft.objectives import Evaluation
@@ -77,8 +77,8 @@ class Scorer:
         self._masked_lm = masked_lm
         self._precision = precision
         self._device = device
-        self._tagger = _resident(objective.build_model(base, seed=0), device)
-        self._language_model = _resident(base.masked_lm(), device)
+        self._tagger = Resident(_ready(objective.build_model(base, seed=0), device), base=base.ref)
+        self._language_model = Resident(_ready(base.masked_lm(), device), base=base.ref)
 
     def score(
         self,
@@ -144,7 +144,8 @@ class Scorer:
         if len(data.text):
             plain = self._language_loss(data.text, [])
             alone = self._language_loss(data.text, [(language, 1.0)])
-            both = self._language_loss(data.text, [(language, 1.0)], [(task, 1.0)])
+            headless = replace(task, head={}, labels=())
+            both = self._language_loss(data.text, [(language, 1.0), (headless, 1.0)])
             metrics = {
                 "functional.base_loss": plain,
                 "functional.language_loss": alone,
@@ -158,16 +159,13 @@ class Scorer:
         return metrics
 
     def _tag(self, pieces: Sequence[TaggedPiece], parts: Sequence[Part]) -> Evaluation:
-        with composed(self._tagger, parts, base=self._base.ref), autocast(self._precision, self._device):
-            return self._objective.evaluate(self._tagger, pieces)
+        model = self._tagger.switch(parts)
+        with autocast(self._precision, self._device):
+            return self._objective.evaluate(model, pieces)
 
-    def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
-        model, ref = self._language_model, self._base.ref
-        with (
-            composed(model, language, base=ref),
-            composed(model, tasks, base=ref, heads=False),
-            autocast(self._precision, self._device),
-        ):
+    def _language_loss(self, text: Sequence[Any], parts: Sequence[Part]) -> float:
+        model = self._language_model.switch(parts)
+        with autocast(self._precision, self._device):
             return self._masked_lm.evaluate(model, text).metrics["loss"]
 
     def _majority(self, data: CellData) -> float:
@@ -187,7 +185,7 @@ def most_frequent(labels: Sequence[Sequence[str]]) -> str:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def _resident(model: PreTrainedModel, device: str) -> PreTrainedModel:
+def _ready(model: PreTrainedModel, device: str) -> PreTrainedModel:
     nn.Module.to(model, device)
     model.eval()
     return model

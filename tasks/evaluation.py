@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,15 +16,18 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from ltsft.base import Base
-from ltsft.config import Precision, TargetTask
+from ltsft.config import Precision, Source, TargetTask
 from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.objectives.masked_lm import MaskedLM
+from ltsft.objectives.token_classification import TaggedPiece
+from ltsft.pieces import cached_pieces
 from ltsft.plan import Step, language_subject, task_subject
 from ltsft.report import Plot, html_page
 from ltsft.scoring import CellData, Scorer, most_frequent
 from ltsft.sft import SFT
+from ltsft.sources import fingerprint
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.progress import artifact_key
 from tasks.records import Child
@@ -43,17 +48,16 @@ SOURCE_SENTENCES = 200
 def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHandle) -> dict[str, float]:
     """Score base + language SFT + task SFTs on the test set of one language; give the metrics."""
     product = step.product
-    objective = target_objective(workspace, target)
     source = target.source_language
     seeds = workspace.project.recipes[target.name].seeds
     language_run = workspace.made(language_subject(product.language))
     supervised = task_subject(target.name, product.language, seeds[0])
     held_out = workspace.tracker.download(language_run, HELD_OUT)
     data = CellData(
-        test=objective.encode(tagged(target.test[product.language])),
-        source_dev=objective.encode(islice(tagged(target.sources[source].dev), SOURCE_SENTENCES)),
+        test=_pieces(workspace, target, target.test[product.language]),
+        source_dev=_pieces(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
         text=np.load(held_out, allow_pickle=False),
-        majority=most_frequent([labels for _, labels in tagged(target.sources[source].train)]),
+        majority=_majority(target.sources[source].train, _prints(target.sources[source].train)),
     )
     scored = target_scorer(workspace, target).score(
         data,
@@ -156,6 +160,36 @@ def _summary(matrix: Matrix) -> dict[str, float]:
         metrics["score"] = fmean(score for score, _ in scored)
         metrics["score_task_only"] = fmean(alone or 0.0 for _, alone in scored)
     return metrics
+
+
+def _pieces(
+    workspace: Workspace, target: TargetTask, sources: tuple[Source, ...], sentences: int | None = None
+) -> list[TaggedPiece]:
+    """Tokenise labelled data, or read what was tokenised before from the store folder."""
+    max_length = workspace.project.recipes[target.name].max_length
+    parts = [
+        workspace.base.ref.tokenizer_fingerprint,
+        _prints(sources),
+        [source.scheme for source in sources],
+        target.labels,
+        max_length,
+        sentences,
+    ]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    objective = target_objective(workspace, target)
+    return cached_pieces(
+        workspace.store / "tokenised", key, lambda: objective.encode(islice(tagged(sources), sentences))
+    )
+
+
+def _prints(sources: tuple[Source, ...]) -> tuple[str, ...]:
+    return tuple(fingerprint(source) for source in sources)
+
+
+@lru_cache(maxsize=16)
+def _majority(train: tuple[Source, ...], prints: tuple[str, ...]) -> str:
+    """Give the most frequent label of labelled data; `prints` tell whether it is still the same data."""
+    return most_frequent([labels for _, labels in tagged(train)])
 
 
 @lru_cache(maxsize=1)

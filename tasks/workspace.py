@@ -100,8 +100,9 @@ class Workspace:
         return run_id
 
     def load_sft(self, run_id: str) -> SFT:
-        """Fetch and check an SFT."""
-        return load_sft(self.tracker.download(run_id, SFT_FOLDER))
+        """Fetch and check an SFT; those that were asked for last are kept, for the task SFT of a row of cells."""
+        folder = self.tracker.download(run_id, SFT_FOLDER)
+        return _loaded_sft(str(folder), tuple((f.name, f.stat().st_mtime_ns) for f in sorted(folder.glob("*"))))
 
     def working_folder(self, step: Step) -> Path:
         """Give the folder for what is in the making: one for each key, never shared by two."""
@@ -239,6 +240,12 @@ def _bucket_of(project: Project) -> Bucket | None:
 @lru_cache(maxsize=8)
 def _tracker(name: str, store: str) -> Tracker:
     return Tracker.of_project(name, store)
+
+
+@lru_cache(maxsize=4)
+def _loaded_sft(folder: str, stamp: tuple[tuple[str, int], ...]) -> SFT:
+    """Load the SFT of a folder; the stamp tells whether its files are still the same."""
+    return load_sft(folder)
 
 
 def _load_base(id: str, revision: str | None) -> Base:
