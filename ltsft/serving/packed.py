@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pcodec import ChunkConfig, standalone
+from pcodec import standalone
 
+from ltsft.packing import CHUNK, pack
 from ltsft.sft import SFT, Diff
 
 __all__ = ["PackedDiffs", "Unpacked", "pack_sft"]
 
-_CHUNK = 1 << 20  # entries that are packed and unpacked at once
 _ENTRY_BYTES = 8  # unpacked: an int32 and a float32
 _POOL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ltsft-unpack")
 Array = npt.NDArray[Any]
@@ -40,8 +40,8 @@ class PackedDiffs(Mapping[str, Diff]):
         self._counts = [diffs[name].support_size for name in names]
         gaps = [np.diff(diffs[name].indices.numpy(), prepend=np.int32(0)) for name in names]
         values = [diffs[name].values.numpy() for name in names]
-        self._gaps = _pack(np.concatenate(gaps) if gaps else np.empty(0, np.int32))
-        self._values = _pack(np.concatenate(values) if values else np.empty(0, np.float32))
+        self._gaps = tuple(pack(np.concatenate(gaps) if gaps else np.empty(0, np.int32)))
+        self._values = tuple(pack(np.concatenate(values) if values else np.empty(0, np.float32)))
         self._unpacked: dict[str, Diff] | None = None
         self.largest = max((float(np.abs(value).max()) for value in values if len(value)), default=0.0)
         """Largest absolute value of the diffs."""
@@ -136,12 +136,6 @@ class Unpacked:
         return sum(diffs.unpacked_bytes for diffs in self._order.values())
 
 
-def _pack(whole: Array) -> tuple[bytes, ...]:
-    return tuple(
-        bytes(standalone.simple_compress(whole[at : at + _CHUNK], ChunkConfig())) for at in range(0, len(whole), _CHUNK)
-    )
-
-
 def _unpack(packed: tuple[bytes, ...], out: Array) -> None:
     for number, chunk in enumerate(packed):
-        standalone.simple_decompress_into(chunk, out[number * _CHUNK : (number + 1) * _CHUNK])
+        standalone.simple_decompress_into(chunk, out[number * CHUNK : (number + 1) * CHUNK])
