@@ -164,6 +164,50 @@ def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None
 
 
 @app.command()
+def bootstrap(
+    file: ProjectFile,
+    root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path(),
+    job_variables: Annotated[
+        list[str] | None,
+        typer.Option("--job-variable", help="Another default of the pools, as name=value or pool.name=value."),
+    ] = None,
+    pool_limits: Annotated[
+        list[str] | None, typer.Option("--pool-limit", help="Runs at once in a pool, as ltsft-gpu=8.")
+    ] = None,
+    pool_type: Annotated[str, typer.Option(help="kubernetes; or process, for Compose.")] = "kubernetes",
+    app_folder: Annotated[str, typer.Option(help="Where the code is in the image.")] = "/app",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
+) -> None:
+    """Make Prefect, MLflow and the bucket ready for a project on a cluster; what is ready is not touched."""
+    with _told_errors():
+        from tasks.bootstrapping import bootstrap as make_ready
+
+        changes = make_ready(
+            ProjectRef(file=str(file)).load(),
+            root=root,
+            job_variables=dict(map(_name_and_value, job_variables or ())),
+            pool_limits={name: int(limit) for name, limit in map(_name_and_value, pool_limits or ())},
+            pool_type=pool_type,
+            app_folder=app_folder,
+            dry_run=dry_run,
+        )
+    for change in changes:
+        print(change)
+    print(f"{len(changes)} changes{' would be made' if dry_run else ''}" if changes else "nothing to change")
+
+
+def _name_and_value(argument: str) -> tuple[str, Any]:
+    """Read name=value; the value is JSON where it can be read as such, else text."""
+    name, separator, value = argument.partition("=")
+    if not separator:
+        _fail(f"give name=value, got {argument!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+@app.command()
 def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json: AsJson = False) -> None:
     """Check an SFT folder and show what it is, and where it changes the base."""
     with _told_errors():

@@ -177,6 +177,7 @@ class Recipe(Frozen):
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
+    processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -185,6 +186,11 @@ class Recipe(Frozen):
             raise ValueError("give either density, in (0, 1], or size, the number of weights")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        if self.batch_size % (self.accumulation * self.processes):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}) x processes "
+                f"({self.processes})"
+            )
         if self.head is not None and self.head.l1:
             raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")
         if len(set(self.seeds)) != len(self.seeds):
@@ -193,8 +199,10 @@ class Recipe(Frozen):
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        rounded = {"values": self.values} if self.values != "float32" else {}  # the exact one changes nothing
-        return {**self.model_dump(mode="json", exclude={"seeds", "values"}), **rounded, "seed": seed}
+        # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
+        plain = {"values": "float32", "processes": 1, "head": None}
+        values = self.model_dump(mode="json", exclude={"seeds"})
+        return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
 class Store(Frozen):

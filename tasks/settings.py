@@ -2,6 +2,8 @@
 
     LTSFT_TRACKING_URI or MLFLOW_TRACKING_URI   the MLflow server or database; SQLite in the project's store by default
     LTSFT_ARTIFACT_LOCATION                     folder or URL for the artifacts of a new MLflow experiment
+    LTSFT_BUCKET                                s3://bucket/prefix for checkpoints, leases and the inbox; else none
+    LTSFT_TRAININGS                             where retrain starts trainings: here (default) or as deployments
     LTSFT_GIT_COMMIT                            the commit an image was built from, where there is no checkout
 
 MLflow reads its own credentials (``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``,
@@ -15,6 +17,7 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -52,6 +55,15 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("LTSFT_TRACKING_URI", "MLFLOW_TRACKING_URI")
     )
     artifact_location: str | None = Field(default=None, description="of a new MLflow experiment; fixed from then on")
+    bucket: str | None = Field(
+        default=None,
+        description="where checkpoints and leases are kept, so that another machine can go on; else this machine alone",
+    )
+    lease_seconds: float = Field(default=60.0, gt=0, description="a run that is gone for so long has lost its key")
+    trainings: Literal["here", "deployments"] = Field(default="here", description="where retrain starts trainings")
+    crashes: int = Field(default=3, ge=1, description="a deployed training that crashed so often has failed for good")
+    retry_seconds: float = Field(default=10.0, gt=0, description="pause before a second attempt; longer each time")
+    poll_seconds: float = Field(default=5.0, gt=0, description="pause between looks at deployed trainings")
     git_commit: str | None = Field(default=None, description="used where the working folder is not a checkout")
 
     @field_validator("tracking_uri")

@@ -35,6 +35,7 @@ from tasks.records import (
     ATTEMPTS,
     FAILURE,
     FAILURE_TYPE,
+    FLOW_RUN,
     KEY,
     KIND,
     PARENT_RUN,
@@ -42,6 +43,7 @@ from tasks.records import (
     SUBJECT,
     Child,
     Failure,
+    OpenRun,
     Record,
     canonical_json,
     cut_tags,
@@ -54,6 +56,7 @@ from tasks.records import (
 )
 from tasks.runs import RunHandle
 from tasks.settings import Settings, read_settings
+from tasks.storage import Bucket, fetch_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -119,6 +122,26 @@ class Tracker:
             cache_folder=Path(store_folder).absolute() / "downloads",
             git_commit=settings.git_commit,
         )
+
+    @classmethod
+    def exists(cls, name: str, store_folder: str | Path, *, settings: Settings | None = None) -> bool:
+        """Whether the experiment of a project exists; nothing is created.
+
+        Raises:
+            ServiceError: MLflow cannot be reached or refuses.
+        """
+        uri = (settings or read_settings()).resolve_tracking_uri(store_folder)
+        local = re.fullmatch(r"sqlite:///([^?]+)", uri)
+        if local is not None and not Path(local[1]).exists():
+            return False
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return MlflowClient(tracking_uri=uri).get_experiment_by_name(name) is not None
+        except MlflowException as error:
+            shown = re.sub(r"//[^/@]*@", "//***@", uri)
+            raise ServiceError(f"MLflow at {shown} cannot be asked for experiment {name!r}: {error}") from error
 
     def open_run(
         self,
@@ -231,6 +254,17 @@ class Tracker:
                 found[failure.subject] = failure
         return found
 
+    def open_runs(self) -> list[OpenRun]:
+        """List the runs that are not ended, with the flow run that each was opened by."""
+        found = self._search(f"attributes.status = 'RUNNING' and tags.`{KEY}` != ''")
+        return [
+            OpenRun(run.info.run_id, run.data.tags.get(SUBJECT, ""), run.data.tags.get(FLOW_RUN, "")) for run in found
+        ]
+
+    def interrupt(self, run_id: str, reason: str) -> None:
+        """End a run that nobody works on as KILLED; the next attempt goes on in it."""
+        RunHandle(self, run_id=run_id, name=run_id, is_resumed=True).interrupt(reason)
+
     def log_children(self, parent: RunHandle, children: Iterable[Child]) -> dict[str, str]:
         """Put finished runs under a parent, such as the cells of a matrix; those already there (by name) are left.
 
@@ -275,6 +309,8 @@ class Tracker:
                 if not found.exists():
                     raise ServiceError(f"run {run_id} has no artifact {artifact_path!r} under {uri}")
                 return found
+            if uri.startswith("s3://"):
+                return self._fetch_from_s3(uri, run_id, artifact_path)
             fetch = partial(
                 download_artifacts, run_id=run_id, artifact_path=artifact_path, tracking_uri=self.tracking_uri
             )
@@ -286,6 +322,17 @@ class Tracker:
                     with tempfile.TemporaryDirectory(dir=self._cache_folder) as unpacked:
                         Path(fetch(dst_path=unpacked)).replace(_made(target.parent) / target.name)
             return target
+
+    def _fetch_from_s3(self, uri: str, run_id: str, artifact_path: str) -> Path:
+        folder = _made(self._cache_folder or Path(tempfile.mkdtemp(prefix="ltsft-")))
+        target = folder / run_id / artifact_path
+        with FileLock(folder / f"{run_id}.lock"):
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=folder) as fetched:
+                    whole = Path(fetched, target.name)
+                    fetch_folder(Bucket(uri), artifact_path, whole)
+                    whole.replace(_made(target.parent) / target.name)
+        return target
 
     def write(
         self,

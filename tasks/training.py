@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from ltsft.config import LabelledData, Language, Source, TargetTask
+from ltsft.base import Base
+from ltsft.config import LabelledData, Language, Project, Source, TargetTask
 from ltsft.figures import density_figure
-from ltsft.files import load_sft, save_sft
+from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.plan import Step, language_subject
 from ltsft.sources import read_rows, read_text
-from ltsft.train import TrainingData, train_sft
+from ltsft.train import Progress, TrainingData, train_sft
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
+from tasks.stopping import run_stoppable
+from tasks.together import Job, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 HELD_OUT_EVERY = 10
@@ -32,76 +36,110 @@ HELD_OUT_EVERY = 10
 def train_language_sft(workspace: Workspace, language: Language, step: Step, run: RunHandle) -> Path:
     """Learn a language SFT from raw text; give the folder that holds it."""
     folder = workspace.working_folder(step)
-    recipe = workspace.project.recipes["language"]
-    tokenizer = workspace.base.tokenizer
-    packed = pack_text(
-        read_text(language.text, documents=True),
-        tokenizer,
-        max_length=recipe.max_length,
-        file=folder / f"{recipe.max_length}.tokens",
-    )
-    examples, held_out = split_held_out(packed, recipe.held_out)
-    get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(packed), recipe.max_length)
+    what = language_training(workspace.project, workspace.base, language, folder)
+    examples, held_out = what["data"].examples, what["data"].held_out
+    length = workspace.project.recipes["language"].max_length
+    get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(examples) + len(held_out), length)
     (folder / HELD_OUT).parent.mkdir(exist_ok=True)
     np.save(folder / HELD_OUT, np.stack([held_out[i] for i in range(len(held_out))]), allow_pickle=False)
-    return _train(
-        workspace,
-        step,
-        run,
-        objective=MaskedLM(tokenizer, mask_probability=recipe.mask_probability),
-        kind="language",
-        subject=language.code,
-        recipe=recipe,
-        data=TrainingData(examples, held_out),
-    )
+    return _train(workspace, step, run, what, None)
 
 
 @task(name="train task SFT", task_run_name="train {step.product.subject}", cache_policy=NO_CACHE)
 def train_task_sft(workspace: Workspace, target: TargetTask, data: LabelledData, step: Step, run: RunHandle) -> Path:
     """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it."""
-    recipe = workspace.project.recipes[target.name]
-    objective = target_objective(workspace, target)
+    language = step.product.language
+    source = workspace.tracker.download(workspace.made(language_subject(language)), SFT_FOLDER)
+    what = task_training(workspace.project, workspace.base, target, data, language, source)
+    return _train(workspace, step, run, what, source)
+
+
+def language_training(project: Project, base: Base, language: Language, folder: Path) -> dict[str, Any]:
+    """Give what `train_sft` needs to know of a language SFT; the packed text goes to the folder."""
+    recipe = project.recipes["language"]
+    packed = pack_text(
+        read_text(language.text, documents=True),
+        base.tokenizer,
+        max_length=recipe.max_length,
+        file=folder / f"{recipe.max_length}.tokens",
+    )
+    return {
+        "objective": MaskedLM(base.tokenizer, mask_probability=recipe.mask_probability),
+        "kind": "language",
+        "subject": language.code,
+        "recipe": recipe,
+        "data": TrainingData(*split_held_out(packed, recipe.held_out)),
+    }
+
+
+def task_training(
+    project: Project, base: Base, target: TargetTask, data: LabelledData, language: str, source: Path
+) -> dict[str, Any]:
+    """Give what `train_sft` needs to know of a task SFT.
+
+    Args:
+        project: the project.
+        base: its base.
+        target: what is learnt.
+        data: from what.
+        language: of the data.
+        source: folder of the language's SFT.
+    """
+    recipe = project.recipes[target.name]
+    objective = TokenClassification(base.tokenizer, labels=target.labels, max_length=recipe.max_length)
     examples = objective.encode(tagged(data.train))
     if data.dev:
         held_out = objective.encode(tagged(data.dev))
     else:
         held_out = [e for e in examples if e.sentence % HELD_OUT_EVERY == 0]
         examples = [e for e in examples if e.sentence % HELD_OUT_EVERY]
-    language = step.product.language
-    source = workspace.load_sft(workspace.made(language_subject(language)))
-    return _train(
-        workspace,
-        step,
-        run,
-        objective=objective,
-        kind="task",
-        subject=target.name,
-        recipe=recipe,
-        data=TrainingData(examples, held_out),
-        applied=[source],
-        source_languages=(language,),
-    )
+    return {
+        "objective": objective,
+        "kind": "task",
+        "subject": target.name,
+        "recipe": recipe,
+        "data": TrainingData(examples, held_out),
+        "applied": [load_sft(source)],
+        "source_languages": (language,),
+    }
 
 
-def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Path:
+def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any], source: Path | None) -> Path:
     folder = workspace.working_folder(step)
     product = step.product
     recipe = what["recipe"]
-    data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
+    more: dict[str, Any] = {
+        "seed": product.seed or 0,
+        "details": {
+            "key": product.key,
+            "data": {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts},
+            "parents": product.parts["upstream"],
+        },
+        "checkpoint_seconds": 60.0 * workspace.project.store.checkpoint_minutes,
+        "device": workspace.device,
+    }
     project = workspace.project.name
-    with ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter:
-        sft = train_sft(
-            workspace.base,
-            what.pop("objective"),
-            **what,
-            seed=product.seed or 0,
-            folder=folder,
-            details={"key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
-            checkpoint_seconds=60.0 * workspace.project.store.checkpoint_minutes,
-            device=workspace.device,
-            on_progress=reporter,
-        )
-    return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
+
+    def train(should_stop: Callable[[], bool]) -> Path:
+        with (
+            ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter,
+            workspace.checkpoints(step),
+        ):
+
+            def on_progress(progress: Progress) -> None:
+                workspace.check_claim(product.key)
+                reporter(progress)
+
+            if recipe.processes > 1:
+                job = Job(workspace.ref, product.kind, product.language, product.target_task, str(source or ""), more)
+                train_together(job, folder, recipe.processes, on_progress=on_progress, should_stop=should_stop)
+                return folder / SFT_FOLDER
+            sft = train_sft(
+                workspace.base, folder=folder, on_progress=on_progress, should_stop=should_stop, **what, **more
+            )
+            return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
+
+    return run_stoppable(train)
 
 
 @task(
@@ -126,7 +164,8 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
         groups={name: share.density for name, share in measured.groups.items()},
     )
     run.log_figure(figure, "figures/density.png")
-    run.log_folder(folder, SFT_FOLDER)
+    workspace.check_claim(step.product.key)
+    run.log_folder(folder, SFT_FOLDER, manifest=MANIFEST_FILE)
     held_out = workspace.working_folder(step) / HELD_OUT
     if held_out.is_file():
         run.log_file(held_out, str(Path(HELD_OUT).parent))
