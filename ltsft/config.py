@@ -264,6 +264,7 @@ def load_project(
     data_root: str | None = None,
     base: str | None = None,
     overrides: Iterable[str] = (),
+    check_files: bool = True,
 ) -> Project:
     """Read a project file.
 
@@ -272,6 +273,7 @@ def load_project(
         data_root: folder or URL that relative sources start from; replaces the file's and ``LTSFT_DATA_ROOT``.
         base: hub id (``id@revision``) or folder of the base; replaces the file's id and revision.
         overrides: ``dotted.path=value`` each, the value in YAML: ``recipes.language.density=0.05``.
+        check_files: whether local data must be there; who serves or rolls back has none.
 
     Returns:
         The frozen project; every relative source is resolved.
@@ -298,7 +300,7 @@ def load_project(
     raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
     problems = _reference_problems(raw)
     try:
-        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": True})
+        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": check_files})
     except PydanticError as error:
         problems = [*_field_problems(error), *problems]
     if problems:
@@ -347,6 +349,12 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         problems.append("recipes.language: missing; it says how language SFTs are learnt")
     elif isinstance(seeds, (list, tuple)) and len(seeds) > 1:
         problems.append(f"recipes.language.seeds: one seed is allowed for language SFTs, got {len(seeds)}")
+    floors = _as_mapping(_as_mapping(_as_mapping(raw.get("gates")).get("release")).get("min_scores"))
+    problems += [
+        f"gates.release.min_scores.{name}: no such target task; allowed are {', '.join(map(str, targets))}"
+        for name in floors
+        if name not in targets
+    ]
     known = ["language", *map(str, targets)]
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
@@ -388,10 +396,15 @@ class ProjectRef(Frozen):
     base: str | None = None
     overrides: tuple[str, ...] = ()
 
-    def load(self) -> Project:
+    def load(self, *, check_files: bool = True) -> Project:
         """Read the project file.
+
+        Args:
+            check_files: whether local data must be there.
 
         Raises:
             ConfigError: naming everything that is wrong at once.
         """
-        return load_project(self.file, data_root=self.data_root, base=self.base, overrides=self.overrides)
+        return load_project(
+            self.file, data_root=self.data_root, base=self.base, overrides=self.overrides, check_files=check_files
+        )

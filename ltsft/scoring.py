@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from ltsft.interference import interference
 from ltsft.objectives import Evaluation
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
+from ltsft.paired import Outcomes
 from ltsft.phase import autocast
 from ltsft.sft import SFT
 
@@ -44,9 +46,16 @@ class CellData:
 
 @dataclass(frozen=True)
 class CellScore:
-    """The metrics of a cell; names as in MLflow, accuracies in [0, 1], losses in nats."""
+    """What a cell scores.
+
+    Attributes:
+        metrics: names as in MLflow, accuracies in [0, 1], losses in nats.
+        outcomes: by seed of the task SFT, (correct, counted) of each test sentence, shape (sentences, 2), int64: what a
+            paired comparison of two compositions needs.
+    """
 
     metrics: Mapping[str, float]
+    outcomes: Mapping[int, Outcomes]
 
 
 class Scorer:
@@ -110,15 +119,25 @@ class Scorer:
             "test_words": float(sum(piece.words for piece in data.test)),
             "seeds": float(len(tasks)),
         }
+        outcomes = {}
         for task, with_language, without in zip(tasks, composed_scores, alone, strict=True):
             seed = task.details["recipe"]["seed"]
+            outcomes[int(seed)] = as_outcomes(with_language)
             metrics[f"score.seed.{seed}"] = with_language.score
             metrics[f"score_task_only.seed.{seed}"] = without.score
         if supervised is not None:
             metrics["score_supervised"] = self._tag(data.test, [(language, 1.0), (supervised, 1.0)]).score
         metrics |= interference(language, tasks[0]).metrics(details=True)
         metrics |= self._functional(data, language, tasks[0], source)
-        return CellScore(metrics)
+        return CellScore(metrics, outcomes)
+
+    def outcomes(self, test: Sequence[TaggedPiece], parts: Sequence[Part]) -> Outcomes:
+        """Give (correct, counted) of each test sentence under a composition, shape (sentences, 2)."""
+        return as_outcomes(self._tag(test, parts))
+
+    def language_loss_change(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part]) -> float:
+        """Give the nats that adding the task SFTs to the language's adds to its masked-LM loss."""
+        return self._language_loss(text, language, tasks) - self._language_loss(text, language)
 
     def _functional(self, data: CellData, language: SFT, task: SFT, source: SFT) -> dict[str, float]:
         metrics = {}
@@ -153,6 +172,11 @@ class Scorer:
         number = self._objective.labels.index(data.majority)
         right = sum(piece.labels.count(number) for piece in data.test)
         return right / max(1, sum(piece.words for piece in data.test))
+
+
+def as_outcomes(evaluation: Evaluation) -> Outcomes:
+    """Give the outcomes of an evaluation as an array, shape (sentences, 2), int64."""
+    return np.asarray(evaluation.outcomes, dtype=np.int64).reshape(-1, 2)
 
 
 def most_frequent(labels: Sequence[Sequence[str]]) -> str:
