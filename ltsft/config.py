@@ -199,12 +199,10 @@ class Recipe(Frozen):
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        more: dict[str, Any] = (
-            {"values": self.values} if self.values != "float32" else {}
-        )  # the exact ones change nothing
-        if self.processes > 1:  # nor does one process
-            more["processes"] = self.processes
-        return {**self.model_dump(mode="json", exclude={"seeds", "values", "processes"}), **more, "seed": seed}
+        # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
+        plain = {"values": "float32", "processes": 1, "head": None}
+        values = self.model_dump(mode="json", exclude={"seeds"})
+        return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
 class Store(Frozen):

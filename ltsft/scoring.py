@@ -144,8 +144,7 @@ class Scorer:
         if len(data.text):
             plain = self._language_loss(data.text, [])
             alone = self._language_loss(data.text, [(language, 1.0)])
-            headless = replace(task, head={}, labels=())
-            both = self._language_loss(data.text, [(language, 1.0), (headless, 1.0)])
+            both = self._language_loss(data.text, [(language, 1.0)], [(task, 1.0)])
             metrics = {
                 "functional.base_loss": plain,
                 "functional.language_loss": alone,
@@ -163,8 +162,10 @@ class Scorer:
         with autocast(self._precision, self._device):
             return self._objective.evaluate(model, pieces)
 
-    def _language_loss(self, text: Sequence[Any], parts: Sequence[Part]) -> float:
-        model = self._language_model.switch(parts)
+    def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
+        """Give the masked-LM loss; of the task SFTs only the diffs count, their heads have no place in this model."""
+        headless = [(replace(task, head={}, labels=()), weight) for task, weight in tasks]
+        model = self._language_model.switch([*language, *headless])
         with autocast(self._precision, self._device):
             return self._masked_lm.evaluate(model, text).metrics["loss"]
 

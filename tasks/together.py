@@ -104,7 +104,7 @@ def main(folder: Path) -> int:
     except InterruptedTraining:
         return _SAVED
     if is_first_process():
-        save_sft(sft, folder / SFT_FOLDER)
+        save_sft(sft, folder / SFT_FOLDER, values=what["recipe"].values)
     return 0
 
 
