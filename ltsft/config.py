@@ -1,6 +1,6 @@
 """The project file: one YAML that describes a whole language matrix, parsed once into frozen, typed objects.
 
-No other file reads YAML. Everything that is wrong is reported at once, each with its dotted path and what is allowed.
+No other file reads it. Everything that is wrong is reported at once, each with its dotted path and what is allowed.
 Paths of data are relative to ``data_root``, which the file, the environment variable ``LTSFT_DATA_ROOT`` or an
 argument sets (the argument wins, then the environment).
 """
@@ -176,8 +176,8 @@ class Recipe(Frozen):
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
-    processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
+    processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -199,9 +199,10 @@ class Recipe(Frozen):
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        neutral = {"values": "float32", "processes": 1}  # what changes nothing is left out
-        more = {name: getattr(self, name) for name, value in neutral.items() if getattr(self, name) != value}
-        return {**self.model_dump(mode="json", exclude={"seeds", *neutral}), **more, "seed": seed}
+        # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
+        plain = {"values": "float32", "processes": 1, "head": None}
+        values = self.model_dump(mode="json", exclude={"seeds"})
+        return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
 class Store(Frozen):
@@ -263,6 +264,7 @@ def load_project(
     data_root: str | None = None,
     base: str | None = None,
     overrides: Iterable[str] = (),
+    check_files: bool = True,
 ) -> Project:
     """Read a project file.
 
@@ -271,6 +273,7 @@ def load_project(
         data_root: folder or URL that relative sources start from; replaces the file's and ``LTSFT_DATA_ROOT``.
         base: hub id (``id@revision``) or folder of the base; replaces the file's id and revision.
         overrides: ``dotted.path=value`` each, the value in YAML: ``recipes.language.density=0.05``.
+        check_files: whether local data must be there; who serves or rolls back has none.
 
     Returns:
         The frozen project; every relative source is resolved.
@@ -297,7 +300,7 @@ def load_project(
     raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
     problems = _reference_problems(raw)
     try:
-        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": True})
+        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": check_files})
     except PydanticError as error:
         problems = [*_field_problems(error), *problems]
     if problems:
@@ -346,6 +349,12 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         problems.append("recipes.language: missing; it says how language SFTs are learnt")
     elif isinstance(seeds, (list, tuple)) and len(seeds) > 1:
         problems.append(f"recipes.language.seeds: one seed is allowed for language SFTs, got {len(seeds)}")
+    floors = _as_mapping(_as_mapping(_as_mapping(raw.get("gates")).get("release")).get("min_scores"))
+    problems += [
+        f"gates.release.min_scores.{name}: no such target task; allowed are {', '.join(map(str, targets))}"
+        for name in floors
+        if name not in targets
+    ]
     known = ["language", *map(str, targets)]
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
@@ -387,10 +396,15 @@ class ProjectRef(Frozen):
     base: str | None = None
     overrides: tuple[str, ...] = ()
 
-    def load(self) -> Project:
+    def load(self, *, check_files: bool = True) -> Project:
         """Read the project file.
+
+        Args:
+            check_files: whether local data must be there.
 
         Raises:
             ConfigError: naming everything that is wrong at once.
         """
-        return load_project(self.file, data_root=self.data_root, base=self.base, overrides=self.overrides)
+        return load_project(
+            self.file, data_root=self.data_root, base=self.base, overrides=self.overrides, check_files=check_files
+        )

@@ -8,6 +8,7 @@
     ├── CompositionError    an SFT does not fit the model, the tokenizer or the other SFTs
     ├── TrainingError       a training cannot go on (loss not finite, nothing to train on)
     ├── ValidationError     data did not pass the validation gate
+    ├── ReleaseError        a composition did not pass its gates, or there is nothing to release, roll back or serve
     ├── InterruptedTraining a training was asked to stop; it saved a checkpoint and can go on from there
     └── ServiceError        a service (MLflow, S3, Prefect, the cluster) refused or could not be reached
         ├── ConflictError   somebody else wrote first
@@ -49,6 +50,10 @@ class TrainingError(LtsftError):
 
 class ValidationError(LtsftError):
     """Data did not pass the validation gate; nothing was trained on it."""
+
+
+class ReleaseError(LtsftError):
+    """A composition did not pass its gates, or there is nothing to release, to roll back to or to serve."""
 
 
 class InterruptedTraining(LtsftError):  # noqa: N818 - it is no mistake of anybody

@@ -209,20 +209,24 @@ class Workspace:
         )
 
 
-def open_workspace(ref: ProjectRef) -> Workspace:
+def open_workspace(ref: ProjectRef, *, needs_data: bool = True) -> Workspace:
     """Read the project file, add the languages of the inbox, and open the project's record.
+
+    Args:
+        ref: the project file.
+        needs_data: whether local data must be there; who serves or rolls back has none.
 
     Raises:
         ConfigError: the project file is wrong.
         ServiceError: MLflow cannot be reached.
     """
     drop_tracebacks_of_verdicts()
-    project = ref.load()
+    project = ref.load(check_files=needs_data)
     if (bucket := _bucket_of(project)) is not None:
         added = inbox_overrides(project, bucket)
         if added:
             ref = ref.model_copy(update={"overrides": (*ref.overrides, *added)})
-            project = ref.load()
+            project = ref.load(check_files=needs_data)
     store = project.store.folder.absolute()
     store.mkdir(parents=True, exist_ok=True)
     return Workspace(ref=ref, project=project, tracker=_tracker(project.name, str(store)))

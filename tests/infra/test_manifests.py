@@ -21,9 +21,16 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 ROOT = Path(__file__).parents[2]
 VERSION = "1.34.0"
-OVERLAYS = ["overlays/dev", "overlays/prod", "bootstrap"]
+OVERLAYS = ["overlays/dev", "overlays/prod", "overlays/serving", "overlays/kserve", "bootstrap"]
+CUSTOM = {"InferenceService"}
+"""Kinds of KServe: their schema comes with its controller and is not in that of Kubernetes."""
 POOLS = sorted(ROOT.glob("infra/work-pools/*.json"))
 Thing = dict[str, Any]
+POD_FIELDS = {
+    *("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext"),
+    *("terminationGracePeriodSeconds", "containers", "volumes"),
+}
+"""What a pod has of the fields of KServe's predictor."""
 
 
 @pytest.fixture(scope="session", params=OVERLAYS)
@@ -72,7 +79,29 @@ def pod_specs(objects: list[Thing]) -> Iterator[tuple[str, Thing]]:
 
 def test_every_object_of_an_overlay_is_valid(rendered: list[Thing]) -> None:
     for thing in rendered:
-        kubernetes_validate.validate(thing, VERSION, strict=True)
+        if thing["kind"] not in CUSTOM:
+            kubernetes_validate.validate(thing, VERSION, strict=True)
+
+
+def test_the_pod_of_an_inference_service_is_valid_and_the_one_of_the_deployment(tmp_path: Path) -> None:
+    specs = {}
+    for overlay, kind in (("serving", "Deployment"), ("kserve", "InferenceService")):
+        command = [shutil.which("kubectl") or "kubectl", "kustomize", ROOT / "infra/k8s/overlays" / overlay]
+        if shutil.which("kubectl") is None:
+            pytest.skip("kubectl is not installed; it renders the overlays")
+        things = yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        found = [t for t in things if t["kind"] == kind and t["metadata"]["name"] == "serve"]
+        assert len(found) == 1
+        spec = found[0]["spec"]
+        specs[overlay] = spec["predictor"] if kind == "InferenceService" else spec["template"]["spec"]
+    pod = {name: value for name, value in specs["kserve"].items() if name in POD_FIELDS}
+    thing = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "serve"}, "spec": pod}
+    kubernetes_validate.validate(thing, VERSION, strict=True)
+    assert_locked_down("serve", pod, may_have_token=False)
+    ours, theirs = (specs[overlay]["containers"][0] for overlay in ("serving", "kserve"))
+    for name in ("image", "args", "env", "envFrom", "resources", "securityContext", "volumeMounts"):
+        assert ours[name] == theirs[name], f"{name} differs between the two ways to serve"
+    assert specs["serving"]["volumes"] == specs["kserve"]["volumes"]
 
 
 def test_all_pods_are_locked_down(rendered: list[Thing]) -> None:

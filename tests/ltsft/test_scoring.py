@@ -149,3 +149,14 @@ def test_an_sft_of_another_base_is_refused_and_the_scorer_stays_usable(
 def test_the_most_frequent_label_is_the_first_of_equals() -> None:
     assert most_frequent([["VERB", "NOUN"], ["NOUN", "VERB", "X"]]) == "NOUN"
     assert most_frequent([["X", "X"], ["A"]]) == "X"
+
+
+def test_outcomes_of_every_sentence_add_up_to_the_score_of_each_seed(
+    scorer: Scorer, parts: tuple[Any, Any, CellData], sfts: dict[str, SFT], score: CellScore
+) -> None:
+    assert set(score.outcomes) == {1, 2}
+    for seed, outcomes in score.outcomes.items():
+        assert outcomes.shape == (21, 2)
+        assert outcomes[:, 0].sum() / outcomes[:, 1].sum() == pytest.approx(score.metrics[f"score.seed.{seed}"])
+    again = scorer.outcomes(parts[2].test, [(sfts["bb"], 1.0), (sfts["pos"], 1.0)])
+    assert (again == score.outcomes[1]).all()
