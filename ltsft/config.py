@@ -1,6 +1,6 @@
 """The project file: one YAML that describes a whole language matrix, parsed once into frozen, typed objects.
 
-No other file reads YAML. Everything that is wrong is reported at once, each with its dotted path and what is allowed.
+No other file reads it. Everything that is wrong is reported at once, each with its dotted path and what is allowed.
 Paths of data are relative to ``data_root``, which the file, the environment variable ``LTSFT_DATA_ROOT`` or an
 argument sets (the argument wins, then the environment).
 """

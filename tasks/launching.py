@@ -10,6 +10,7 @@ deployments.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
     LogFilterLevel,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -41,6 +42,8 @@ AWAY_SECONDS = 3600.0
 """How long Prefect's server may be away before waiting for it is given up."""
 _LONGER = 6
 """Each pause before another attempt is so many times as long as the one before."""
+_FAILED = "Flow run encountered an exception: "
+_SERVICE_ERRORS = ("ServiceError", "ConflictError", "StoredFileError")
 _PAGE = 200
 _T = TypeVar("_T")
 
@@ -100,6 +103,14 @@ def launch_all(launches: Iterable[Launch], *, crashes: int, poll_seconds: float)
     return progress.failures
 
 
+def has_crashed(state: State[Any] | None) -> bool:
+    """Whether a run ended without a verdict: its process is gone, or a service was away for too long."""
+    if state is None:
+        return False
+    is_away = re.match(rf"{_FAILED}({'|'.join(_SERVICE_ERRORS)})\b", state.message or "") is not None
+    return state.is_crashed() or (state.is_failed() and is_away)
+
+
 def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int) -> str:
     """Reschedule a run that crashed, unless it crashed too often.
 
@@ -107,10 +118,10 @@ def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int)
         Nothing if it is rescheduled, else why it is not.
     """
     run = client.read_flow_run(run.id)  # another flow that waits for it may have been quicker
-    if not _is_crashed(run):
+    if not has_crashed(run.state):
         return ""
     reason = (run.state.message if run.state is not None else None) or "it crashed without a message"
-    count = sum(state.type == StateType.CRASHED for state in client.read_flow_run_states(run.id))
+    count = sum(has_crashed(state) for state in client.read_flow_run_states(run.id))
     if count >= crashes:
         times = "once" if count == 1 else f"{count} times"
         told = _diagnosis(client, run) or reason
@@ -158,7 +169,7 @@ def _start(client: SyncPrefectClient, launch: Launch, crashes: int) -> FlowRun:
             get_run_logger().info("%s is under way already in flow run %s", launch.subject, run.name)
             return run
     # One that another flow left behind goes on; how often it crashed before counts.
-    if before and _is_crashed(before[0]) and not reschedule_crashed(client, before[0], crashes=crashes):
+    if before and has_crashed(before[0].state) and not reschedule_crashed(client, before[0], crashes=crashes):
         return before[0]
     try:
         started = run_deployment(
@@ -175,17 +186,13 @@ def _start(client: SyncPrefectClient, launch: Launch, crashes: int) -> FlowRun:
         raise ServiceError(f"Prefect knows no deployment {launch.deployment}; run ltsft bootstrap") from error
 
 
-def _is_crashed(run: FlowRun) -> bool:
-    return run.state is not None and run.state.is_crashed()
-
-
 def _look(client: SyncPrefectClient, run: FlowRun, progress: _Progress, crashes: int) -> None:
     launch = progress.running[run.id]
     state = run.state
     if state is None or not state.is_final():
         return
     reason = ""
-    if state.is_crashed():
+    if has_crashed(state):
         reason = _patiently(lambda: reschedule_crashed(client, run, crashes=crashes))
         if not reason:
             get_run_logger().warning("%s crashed (%s) and is tried again", launch.subject, state.message)
@@ -195,9 +202,6 @@ def _look(client: SyncPrefectClient, run: FlowRun, progress: _Progress, crashes:
     if reason:
         progress.failures[launch.subject] = reason
     del progress.running[run.id]
-
-
-_FAILED = "Flow run encountered an exception: "
 
 
 def _read(client: SyncPrefectClient, ids: Sequence[UUID]) -> list[FlowRun]:

@@ -28,7 +28,7 @@ from prefect.states import Crashed
 
 from ltsft.errors import ServiceError
 from tasks.cluster import Job, delete_job
-from tasks.launching import reschedule_crashed
+from tasks.launching import has_crashed, reschedule_crashed
 from tasks.records import OpenRun
 from tasks.tracking import Tracker
 
@@ -181,7 +181,7 @@ def apply(actions: Actions, tracker: Tracker, *, namespace: str, crashes: int) -
             done.append(f"MLflow run {run_id}: closed as killed: {reason}")
         for id in actions.reschedule:
             run = client.read_flow_run(UUID(id))
-            if run.state is not None and run.state.is_crashed():
+            if has_crashed(run.state):
                 why_not = reschedule_crashed(client, run, crashes=crashes)
                 done.append(f"{run.name}: not rescheduled: {why_not}" if why_not else f"{run.name}: rescheduled")
     return done

@@ -147,7 +147,7 @@ class Rig:
             "LTSFT_TRAININGS": "deployments",
             "LTSFT_POLL_SECONDS": "1",
             "LTSFT_RETRY_SECONDS": "1",
-            "LTSFT_LEASE_SECONDS": "6",
+            "LTSFT_LEASE_SECONDS": "20",
             "MLFLOW_TRACKING_URI": self.mlflow.url,
         }
         self.secrets = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -194,9 +194,17 @@ class Rig:
 
     def ask(self, method: str, path: str, **more: Any) -> Any:
         """Ask Prefect's server."""
-        answer = httpx.request(method, f"{self.prefect_url}{path}", timeout=60, **more)
-        answer.raise_for_status()
-        return answer.json() if answer.content else None
+        end = time.monotonic() + 90
+        while True:  # SQLite is busy at times, and some tests take the server away
+            try:
+                answer = httpx.request(method, f"{self.prefect_url}{path}", timeout=60, **more)
+                if answer.status_code < 500 or time.monotonic() > end:
+                    answer.raise_for_status()
+                    return answer.json() if answer.content else None
+            except httpx.TransportError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(1)
 
     def run(self, deployment: str, **parameters: Any) -> str:
         """Start a deployment; gives the id of the flow run."""
