@@ -12,6 +12,7 @@ NAMES: tuple[str, ...] = (
     "matrix",
     "plan",
     "selection",
+    "serving",
     "storage",
     "task_step",
 )
