@@ -8,9 +8,11 @@ argument sets (the argument wins, then the environment).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlencode
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -19,7 +21,8 @@ from pydantic import ValidationError as PydanticError
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 
-SCHEMES = ("text", "conllu")
+SCHEMES = ("text", "conllu", "conll", "tsv", "csv", "jsonl", "parquet", "hf")
+HUB_OPTIONS = ("split", "name", "revision")
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -33,7 +36,9 @@ class Source(Frozen):
     """A named data source: ``scheme:location``, and optionally where a missing local file comes from.
 
     In YAML either a string (``text:text/fo.txt.gz``, ``conllu:https://host/file.conllu``) or a mapping
-    ``{file: "text:text/fo.txt.gz", origin: "https://host/fo.txt.gz"}``.
+    ``{file: "text:text/fo.txt.gz", origin: "https://host/fo.txt.gz"}``. What lies on the hub is named by its id, split,
+    configuration and commit: ``hf:OWNER/NAME?split=train&name=es&revision=COMMIT``; a folder of data files as
+    ``hf:./FOLDER?split=train``.
     """
 
     scheme: str
@@ -56,6 +61,8 @@ class Source(Frozen):
             raise ValueError(f"a source is scheme:location with one of the schemes {allowed}, got {value['file']!r}")
         context = info.context or {}
         root = context.get("data_root", "")
+        if scheme == "hf":
+            return {"scheme": scheme, "location": _hub_location(location, root, context), "origin": None}
         location = _join(root, location)
         is_missing = "://" not in location and value.get("origin") is None and not Path(location).is_file()
         if context.get("check_files") and is_missing:
@@ -64,8 +71,8 @@ class Source(Frozen):
 
     @property
     def is_remote(self) -> bool:
-        """Whether the location is a URL rather than a local path."""
-        return "://" in self.location
+        """Whether the location is a URL or a data set of the hub rather than a local path."""
+        return "://" in self.location or (self.scheme == "hf" and not self.location.startswith("/"))
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.location}"
@@ -77,6 +84,27 @@ def _join(root: str, location: str) -> str:
     if "://" in root:
         return f"{root.rstrip('/')}/{location}"
     return str(Path(root, location).absolute())
+
+
+def _hub_location(location: str, root: str, context: Mapping[str, Any]) -> str:
+    """Check what names a data set of the hub, or a folder of data files, and put its options in order."""
+    path, _, query = location.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for name in options:
+        if name not in HUB_OPTIONS:
+            raise ValueError(f"unknown option {name!r} of hf:; allowed are {', '.join(HUB_OPTIONS)}")
+    if not options.get("split"):
+        raise ValueError(f"hf: needs a split, such as hf:{path}?split=train")
+    if path.startswith(("/", "./", "../")):
+        path = _join(root, path)
+        if context.get("check_files") and not Path(path).is_dir():
+            raise ValueError(f"there is no folder {path}; mend the path or set data_root (now {root})")
+    elif not re.fullmatch("[0-9a-f]{40}", options.get("revision", "")):
+        raise ValueError(
+            "a data set of the hub is named with the commit that it is read at, as &revision= and 40 hex digits; "
+            "data that may change have no key; a folder starts with ./"
+        )
+    return f"{path}?{urlencode({name: options[name] for name in HUB_OPTIONS if name in options})}"
 
 
 def _as_list(value: Any) -> Any:
@@ -101,6 +129,14 @@ class Language(Frozen):
     script: str = Field(pattern=r"^[A-Z][a-z]{3}$", description="ISO 15924, such as Latn")
     text: Sources
 
+    @field_validator("text")
+    @classmethod
+    def _plain(cls, text: tuple[Source, ...]) -> tuple[Source, ...]:
+        for source in text:
+            if source.scheme != "text":
+                raise ValueError(f"raw text is of the scheme text:, got {source}")
+        return text
+
 
 class LabelledData(Frozen):
     """Labelled sentences of one language: what is trained on, and what chooses the best checkpoint."""
@@ -110,14 +146,37 @@ class LabelledData(Frozen):
 
 
 class TargetTask(Frozen):
-    """A target task: its labels, the source languages it is learnt from and the test data of each language."""
+    """A target task: its labels, the source languages it is learnt from and the test data of each language.
+
+    What is allowed beyond this (which labels, which schemes, which columns) is for its objective to say.
+    """
 
     name: str
-    objective: Literal["pos"]
-    labels: tuple[str, ...] = Field(min_length=2)
+    objective: str
+    labels: tuple[str, ...] = ()
+    columns: dict[str, str] = Field({}, description="what the objective calls a column -> its name in the files")
+    relabel: dict[str, str] = Field({}, description="a label in the files -> what it is read as")
     sources: dict[str, LabelledData] = Field(min_length=1)
     test: dict[str, Sources]
     supervised: dict[str, LabelledData] = {}
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, objective: str) -> str:
+        from ltsft.objectives.registry import OBJECTIVES  # loads torch, which reading a source need not
+
+        if objective not in OBJECTIVES:
+            raise ValueError(f"there is no such objective; allowed are {', '.join(OBJECTIVES)}")
+        return objective
+
+    @model_validator(mode="after")
+    def _fits_objective(self) -> TargetTask:
+        from ltsft.objectives.registry import OBJECTIVES
+
+        problems = OBJECTIVES[self.objective].problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     @field_validator("labels")
     @classmethod
@@ -137,6 +196,17 @@ class TargetTask(Frozen):
     def source_language(self) -> str:
         """The language that the task SFT is learnt from."""
         return next(iter(self.sources))
+
+    def all_sources(self) -> dict[str, Source]:
+        """Give every source by its path below the target task."""
+        found: dict[str, Source] = {}
+        for section, data in (("sources", self.sources), ("supervised", self.supervised)):
+            for code, labelled in data.items():
+                found |= {f"{section}.{code}.train[{i}]": source for i, source in enumerate(labelled.train)}
+                found |= {f"{section}.{code}.dev[{i}]": source for i, source in enumerate(labelled.dev)}
+        for code, sources in self.test.items():
+            found |= {f"test.{code}[{i}]": source for i, source in enumerate(sources)}
+        return found
 
 
 class Phase(Frozen):
@@ -228,20 +298,10 @@ class Project(Frozen):
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its dotted path in the project file."""
         found: dict[str, Source] = {}
-
-        def add(path: str, sources: Iterable[Source]) -> None:
-            for i, source in enumerate(sources):
-                found[f"{path}[{i}]"] = source
-
         for code, language in self.languages.items():
-            add(f"languages.{code}.text", language.text)
+            found |= {f"languages.{code}.text[{i}]": source for i, source in enumerate(language.text)}
         for name, target in self.target_tasks.items():
-            for section, data in (("sources", target.sources), ("supervised", target.supervised)):
-                for code, labelled in data.items():
-                    add(f"target_tasks.{name}.{section}.{code}.train", labelled.train)
-                    add(f"target_tasks.{name}.{section}.{code}.dev", labelled.dev)
-            for code, sources in target.test.items():
-                add(f"target_tasks.{name}.test.{code}", sources)
+            found |= {f"target_tasks.{name}.{path}": source for path, source in target.all_sources().items()}
         return found
 
 

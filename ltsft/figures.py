@@ -154,7 +154,10 @@ def matrix_figure(matrix: Matrix) -> Figure:
     for i, name in enumerate(names):
         middle = len(languages) + 0.9 + i
         axes.text(-0.05, middle, name, ha="right", va="center", fontsize=8.5, color=INK, weight="bold")
-    reading = "accuracy in %, higher is better; gain in points: orange is a win over the task SFT alone, purple a loss"
+    metrics = ", ".join(dict.fromkeys(cell.metric for cell in matrix.cells)) or "scores"
+    reading = (
+        f"{metrics} in %, higher is better; gain in points: orange is a win over the task SFT alone, purple a loss"
+    )
     _headline(figure, inches, title_of(matrix), reading)
     for i, line in enumerate(wrapped):
         figure.text(0.15 / inches[0], (0.17 * (len(wrapped) - i)) / inches[1], line, fontsize=7.5, color=FAINT)

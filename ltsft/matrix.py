@@ -1,7 +1,7 @@
 """The matrix: the score of each (language, target task), beside what it is compared with; as text and as Markdown.
 
-Scores are accuracies in [0, 1]; every page and table shows them in %, and higher is better. A *gap* is a cell without a
-score, and its reason is shown in its place.
+Scores are shares in [0, 1] (accuracy, LAS, F1: each target task has its own); every page and table shows them in %, and
+higher is better. A *gap* is a cell without a score, and its reason is shown in its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEGEND = {
     "task SFT alone": "base + task SFT",
     "composed": "base + language SFT of the language + task SFT",
     "gain": "composed less task SFT alone, in points",
-    "majority class": "every word gets one label, the most frequent one",
+    "majority class": "every answer is the most frequent label; where that has no meaning, nothing",
     "supervised": "trained on labelled data of the language itself; what labels would buy",
 }
 
@@ -37,17 +37,20 @@ class Cell:
     Args:
         language: code of the language it is scored on.
         target_task: such as ``pos``.
-        score: accuracy of the composition in [0, 1], the mean over seeds; None is a gap.
+        score: score of the composition in [0, 1], the mean over seeds; None is a gap.
         std: standard deviation of `score` over seeds.
-        task_only: accuracy of the task SFT without a language SFT.
+        task_only: score of the task SFT without a language SFT.
         task_only_std: its standard deviation over seeds.
-        majority: accuracy of always answering the most frequent label.
-        supervised: accuracy with labelled data of the language itself.
-        test_size: number of scored words.
+        majority: score of always answering the most frequent label; None where that has no meaning.
+        supervised: score with labelled data of the language itself.
+        test_size: number of what was scored, in `unit`.
         seeds: number of seeds of the task SFT.
         reason: why there is a gap.
         is_source: whether the task SFT was learnt from this language.
         interference: measures between the language SFT and the task SFT, by name.
+        metric: what the score is.
+        unit: what was scored, in the plural.
+        beside: other scores of the composition, by their titles.
     """
 
     language: str
@@ -63,6 +66,9 @@ class Cell:
     reason: str = ""
     is_source: bool = False
     interference: Mapping[str, float] = field(default_factory=dict)
+    metric: str = "accuracy"
+    unit: str = "words"
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gain(self) -> float | None:
@@ -239,7 +245,8 @@ def table(matrix: Matrix, target_task: str) -> tuple[list[str], list[list[str]]]
     A gap has its reason in the column ``composed``; `matrix_text` and `matrix_markdown` lay this out.
     """
     supervised = has_supervised(matrix, target_task)
-    header = ["language", "code", "base", "words", *COLUMNS.values()]
+    more = titles_beside(matrix, target_task)
+    header = ["language", "code", "base", unit(matrix, target_task), *COLUMNS.values()]
     rows = []
     for language, cell in matrix.rows(target_task):
         words = "–" if cell.test_size is None else f"{cell.test_size:,}"
@@ -254,7 +261,20 @@ def table(matrix: Matrix, target_task: str) -> tuple[list[str], list[list[str]]]
         rows.append([label, "", "", "", *values, percent(mean.supervised)])
     if not supervised:
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return header, rows
+    beside = [[percent(cell.beside.get(title)) for title in more] for _, cell in matrix.rows(target_task)]
+    empty = [""] * len(more)
+    rows = [[*row, *(beside[i] if i < len(beside) else empty)] for i, row in enumerate(rows)]
+    return [*header, *more], rows
+
+
+def titles_beside(matrix: Matrix, target_task: str) -> list[str]:
+    """Name the other scores that some cell of this target task has."""
+    return list(dict.fromkeys(title for _, cell in matrix.rows(target_task) for title in cell.beside))
+
+
+def unit(matrix: Matrix, target_task: str) -> str:
+    """Say what is counted in a target task: words, questions."""
+    return matrix.rows(target_task)[0][1].unit
 
 
 def matrix_text(matrix: Matrix) -> str:
@@ -311,9 +331,10 @@ def matrix_markdown(matrix: Matrix) -> str:
 
 def caption(matrix: Matrix, target_task: str) -> str:
     """Say the unit, the direction and what ± means."""
+    metric = matrix.rows(target_task)[0][1].metric
     seeds = max((cell.seeds or 1 for _, cell in matrix.rows(target_task)), default=1)
     spread = f" ± is the standard deviation over {seeds} seeds of the task SFT." if seeds > 1 else ""
-    return f"accuracy in %, higher is better; gain in points.{spread}"
+    return f"{metric} in %, higher is better; gain in points.{spread}"
 
 
 def _average(values: Sequence[float | None]) -> float | None:

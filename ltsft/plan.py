@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft import scoring, train
-from ltsft.config import LabelledData, Project, Source
+from ltsft.config import LabelledData, Project, Source, TargetTask
 from ltsft.errors import ConfigError
 
 __all__ = [
@@ -226,6 +226,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "target_task": name,  # noqa: B023
                 "objective": target.objective,  # noqa: B023
                 "labels": list(target.labels),  # noqa: B023
+                **_reading(target),  # noqa: B023
                 "source_language": language,
                 "base": encoder,
                 "train": prints.of(data.train),
@@ -251,10 +252,17 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "target_task": name,
                 "base": {**encoder, "head": prints.head},
                 "test": prints.of(test),
+                **_reading(target),
                 "rule": "sum",
             }
             add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
     return list(found.values())
+
+
+def _reading(target: TargetTask) -> dict[str, Any]:
+    """Give how the files of a target task are read, where it says anything about it."""
+    said = {"columns": dict(target.columns), "relabel": dict(target.relabel)}
+    return {name: value for name, value in said.items() if value}
 
 
 def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
@@ -271,6 +279,8 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         "dev": "dev data changed",
         "test": "test data changed",
         "labels": "label set changed",
+        "columns": "columns of the data changed",
+        "relabel": "names of labels changed",
         "objective": "objective changed",
         "rule": "composition rule changed",
     }

@@ -40,6 +40,8 @@ from ltsft.matrix import (
     role,
     summary,
     title_of,
+    titles_beside,
+    unit,
 )
 
 __all__ = [
@@ -165,10 +167,12 @@ def _target_task(matrix: Matrix, target_task: str) -> str:
     anchor = f"target-{matrix.target_tasks.index(target_task)}"
     said_once = caption(matrix, target_task)
     said = "".join(f'<p class="result">{escape(line)}</p>' for line in summary(matrix, target_task))
-    head = "".join(f'<th scope="col" class="number">{escape(COLUMNS[column])}</th>' for column in columns)
+    more = titles_beside(matrix, target_task)
+    titles = [*(COLUMNS[column] for column in columns), *more]
+    head = "".join(f'<th scope="col" class="number">{escape(title)}</th>' for title in titles)
     gaps = [language for language, cell in matrix.rows(target_task) if cell.is_gap]
     rows = "".join(
-        _row(matrix, language, cell, columns, gap=gaps.index(language) + 1 if cell.is_gap else None)
+        _row(matrix, language, cell, columns, more, gap=gaps.index(language) + 1 if cell.is_gap else None)
         for language, cell in matrix.rows(target_task)
     )
     reasons = "".join(
@@ -181,8 +185,8 @@ def _target_task(matrix: Matrix, target_task: str) -> str:
         f'<h2 id="{anchor}">{escape(target_task)}</h2>{said}'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Scores of {escape(target_task)}"><table>'
         f"<caption>{escape(said_once[0].upper() + said_once[1:])}</caption>"
-        f'<thead><tr><th scope="col">language</th><th scope="col">base</th><th scope="col" class="number">words</th>'
-        f"{head}</tr></thead><tbody>{rows}</tbody>"
+        f'<thead><tr><th scope="col">language</th><th scope="col">base</th><th scope="col" class="number">'
+        f"{escape(unit(matrix, target_task))}</th>{head}</tr></thead><tbody>{rows}</tbody>"
         + (f'<tbody class="means">{means}</tbody>' if means else "")
         + "</table></div>"
         + (f'<ol class="gaps" aria-label="Why there is no score">{reasons}</ol>' if reasons else "")
@@ -190,7 +194,15 @@ def _target_task(matrix: Matrix, target_task: str) -> str:
     )
 
 
-def _row(matrix: Matrix, language: MatrixLanguage, cell: Cell, columns: Sequence[str], *, gap: int | None) -> str:
+def _row(
+    matrix: Matrix,
+    language: MatrixLanguage,
+    cell: Cell,
+    columns: Sequence[str],
+    more: Sequence[str],
+    *,
+    gap: int | None,
+) -> str:
     code = "" if language.code == language.name else f' <span class="faint">{escape(language.code)}</span>'
     words = "–" if cell.test_size is None else f"{cell.test_size:,}"
     html = f'<tr><th scope="row">{escape(language.name)}{code}</th><td class="text">{role(language, cell)}</td>'
@@ -201,6 +213,7 @@ def _row(matrix: Matrix, language: MatrixLanguage, cell: Cell, columns: Sequence
             html += f'<td class="gap" colspan="2"><span>no score ({gap})</span></td>'
         elif gap is None or column != "gain":
             html += _value(matrix, column, getattr(cell, column), std=stds.get(column))
+    html += "".join(f"<td>{percent(cell.beside.get(title))}</td>" for title in more)
     return f"{html}</tr>\n"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -15,13 +14,12 @@ from ltsft.base import Base
 from ltsft.compose import Part, composed
 from ltsft.config import Precision
 from ltsft.interference import interference
-from ltsft.objectives import Evaluation
+from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
-from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
 from ltsft.phase import autocast
 from ltsft.sft import SFT
 
-VERSION = 1
+VERSION = 2
 """Version of the scoring, part of the key of every cell."""
 
 
@@ -30,21 +28,21 @@ class CellData:
     """What a cell is scored on.
 
     Attributes:
-        test: pieces of the language's test sentences.
-        source_dev: pieces of dev sentences of the source language.
+        test: examples of the language's test sentences.
+        source_dev: examples of dev sentences of the source language.
         text: held-out sequences of the language's raw text.
-        majority: the most frequent label of the source language's training data.
+        majority: what always giving the most frequent answer of the training data scores; None if it has no meaning.
     """
 
-    test: Sequence[TaggedPiece]
-    source_dev: Sequence[TaggedPiece]
+    test: Sequence[Any]
+    source_dev: Sequence[Any]
     text: Sequence[Any]
-    majority: str
+    majority: float | None
 
 
 @dataclass(frozen=True)
 class CellScore:
-    """The metrics of a cell; names as in MLflow, accuracies in [0, 1], losses in nats."""
+    """The metrics of a cell; names as in MLflow, scores in [0, 1], losses in nats."""
 
     metrics: Mapping[str, float]
 
@@ -61,7 +59,7 @@ class Scorer:
     """
 
     def __init__(
-        self, base: Base, objective: TokenClassification, masked_lm: MaskedLM, *, precision: Precision, device: str
+        self, base: Base, objective: TargetObjective, masked_lm: MaskedLM, *, precision: Precision, device: str
     ) -> None:
         self._base = base
         self._objective = objective
@@ -105,11 +103,15 @@ class Scorer:
             "score_std": _std(scores),
             "score_task_only": fmean(e.score for e in alone),
             "score_task_only_std": _std([e.score for e in alone]),
-            "score_majority": self._majority(data),
-            "test_sentences": float(len({piece.sentence for piece in data.test})),
-            "test_words": float(sum(piece.words for piece in data.test)),
+            "test_sentences": float(len({example.sentence for example in data.test})),
+            "test_size": composed_scores[0].metrics["size"],
             "seeds": float(len(tasks)),
         }
+        if data.majority is not None:
+            metrics["score_majority"] = data.majority
+        for name in sorted(composed_scores[0].metrics.keys() - {"size", "words"}):
+            metrics[f"test.{name}"] = fmean(e.metrics[name] for e in composed_scores)
+            metrics[f"test_task_only.{name}"] = fmean(e.metrics[name] for e in alone)
         for task, with_language, without in zip(tasks, composed_scores, alone, strict=True):
             seed = task.details["recipe"]["seed"]
             metrics[f"score.seed.{seed}"] = with_language.score
@@ -138,9 +140,9 @@ class Scorer:
             metrics |= {"functional.source_score": before, "functional.source_score_change": after - before}
         return metrics
 
-    def _tag(self, pieces: Sequence[TaggedPiece], parts: Sequence[Part]) -> Evaluation:
+    def _tag(self, examples: Sequence[Any], parts: Sequence[Part]) -> Evaluation:
         with composed(self._tagger, parts, base=self._base.ref), autocast(self._precision, self._device):
-            return self._objective.evaluate(self._tagger, pieces)
+            return self._objective.evaluate(self._tagger, examples)
 
     def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
         model, ref = self._language_model, self._base.ref
@@ -150,17 +152,6 @@ class Scorer:
             autocast(self._precision, self._device),
         ):
             return self._masked_lm.evaluate(model, text).metrics["loss"]
-
-    def _majority(self, data: CellData) -> float:
-        number = self._objective.labels.index(data.majority)
-        right = sum(piece.labels.count(number) for piece in data.test)
-        return right / max(1, sum(piece.words for piece in data.test))
-
-
-def most_frequent(labels: Sequence[Sequence[str]]) -> str:
-    """Give the most frequent label; of equally frequent ones the first in the alphabet."""
-    counts = Counter(label for sentence in labels for label in sentence)
-    return min(counts, key=lambda label: (-counts[label], label))
 
 
 def _resident(model: PreTrainedModel, device: str) -> PreTrainedModel:

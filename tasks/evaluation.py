@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from statistics import fmean
 
 import numpy as np
@@ -19,16 +18,17 @@ from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.objectives.masked_lm import MaskedLM
+from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Step, language_subject, task_subject
 from ltsft.report import Plot, html_page
-from ltsft.scoring import CellData, Scorer, most_frequent
+from ltsft.scoring import CellData, Scorer
 from ltsft.sft import SFT
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.progress import artifact_key
 from tasks.records import Child
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
-from tasks.training import tagged, target_objective
+from tasks.training import labelled_rows, target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 SOURCE_SENTENCES = 200
@@ -45,16 +45,18 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     language_run = workspace.made(language_subject(product.language))
     supervised = task_subject(target.name, product.language, seeds[0])
     held_out = workspace.tracker.download(language_run, HELD_OUT)
+    test = labelled_rows(target, target.test[product.language])
     data = CellData(
-        test=objective.encode(tagged(target.test[product.language])),
-        source_dev=objective.encode(islice(tagged(target.sources[source].dev), SOURCE_SENTENCES)),
+        test=objective.examples(test),
+        source_dev=objective.examples(labelled_rows(target, target.sources[source].dev)[:SOURCE_SENTENCES]),
         text=np.load(held_out, allow_pickle=False),
-        majority=most_frequent([labels for _, labels in tagged(target.sources[source].train)]),
+        majority=objective.majority(labelled_rows(target, target.sources[source].train), test),
     )
     recipe = workspace.project.recipes["language"]
     scorer = _scorer(
         workspace.base,
-        target.labels,
+        target.objective,
+        objective.labels,
         workspace.project.recipes[target.name].max_length,
         recipe.mask_probability,
         recipe.precision,
@@ -146,13 +148,17 @@ def _summary(matrix: Matrix) -> dict[str, float]:
 
 @lru_cache(maxsize=1)
 def _scorer(
-    base: Base, labels: tuple[str, ...], max_length: int, mask_probability: float, precision: Precision, device: str
+    base: Base,
+    objective: str,
+    labels: tuple[str, ...],
+    max_length: int,
+    mask_probability: float,
+    precision: Precision,
+    device: str,
 ) -> Scorer:
-    from ltsft.objectives.token_classification import TokenClassification
-
-    objective = TokenClassification(base.tokenizer, labels=labels, max_length=max_length)
+    target_objective = OBJECTIVES[objective](base.tokenizer, labels=labels, max_length=max_length)
     masked_lm = MaskedLM(base.tokenizer, mask_probability=mask_probability)
-    return Scorer(base, objective, masked_lm, precision=precision, device=device)
+    return Scorer(base, target_objective, masked_lm, precision=precision, device=device)
 
 
 def _sft(workspace: Workspace, subject: str) -> SFT:

@@ -110,9 +110,7 @@ class ProgressReporter:
 
     def __enter__(self) -> ProgressReporter:
         with self._prefect():
-            created = create_progress_artifact(
-                progress=0.0, key=self._key, description=f"training of {self._name}"
-            )
+            created = create_progress_artifact(progress=0.0, key=self._key, description=f"training of {self._name}")
             self._artifact = cast(UUID, created)
         return self
 

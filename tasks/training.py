@@ -14,10 +14,11 @@ from ltsft.config import LabelledData, Language, Source, TargetTask
 from ltsft.figures import density_figure
 from ltsft.files import load_sft, save_sft
 from ltsft.interference import sparsity
+from ltsft.objectives import TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
-from ltsft.objectives.token_classification import TokenClassification
+from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
-from ltsft.sources import read_rows, read_text
+from ltsft.sources import RowError, read_text
 from ltsft.train import TrainingData, train_sft
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
@@ -58,9 +59,9 @@ def train_task_sft(workspace: Workspace, target: TargetTask, data: LabelledData,
     """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it."""
     recipe = workspace.project.recipes[target.name]
     objective = target_objective(workspace, target)
-    examples = objective.encode(tagged(data.train))
+    examples = objective.examples(labelled_rows(target, data.train))
     if data.dev:
-        held_out = objective.encode(tagged(data.dev))
+        held_out = objective.examples(labelled_rows(target, data.dev))
     else:
         held_out = [e for e in examples if e.sentence % HELD_OUT_EVERY == 0]
         examples = [e for e in examples if e.sentence % HELD_OUT_EVERY]
@@ -77,6 +78,7 @@ def train_task_sft(workspace: Workspace, target: TargetTask, data: LabelledData,
         data=TrainingData(examples, held_out),
         applied=[source],
         source_languages=(language,),
+        details={"objective": target.objective},
     )
 
 
@@ -86,6 +88,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
     recipe = what["recipe"]
     data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
     project = workspace.project.name
+    details = what.pop("details", {})
     with ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter:
         sft = train_sft(
             workspace.base,
@@ -93,7 +96,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
             **what,
             seed=product.seed or 0,
             folder=folder,
-            details={"key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
+            details={**details, "key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
             checkpoint_seconds=60.0 * workspace.project.store.checkpoint_minutes,
             device=workspace.device,
             on_progress=reporter,
@@ -131,12 +134,19 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
     workspace.remove_working_folder(step)
 
 
-def target_objective(workspace: Workspace, target: TargetTask) -> TokenClassification:
+def target_objective(workspace: Workspace, target: TargetTask) -> TargetObjective:
     """Give the objective of a target task."""
+    objective = OBJECTIVES[target.objective]
     recipe = workspace.project.recipes[target.name]
-    return TokenClassification(workspace.base.tokenizer, labels=target.labels, max_length=recipe.max_length)
+    return objective(workspace.base.tokenizer, labels=objective.label_set(target), max_length=recipe.max_length)
 
 
-def tagged(sources: tuple[Source, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Read sentences as (words, labels)."""
-    return [(row.words, row.upos) for source in sources for row in read_rows(source)]
+def labelled_rows(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
+    """Read the rows of a target task; what the gate let through though it cannot be read is left out, and told."""
+    left_out: list[RowError] = []
+    rows = list(read_labelled(target, sources, on_error=left_out.append))
+    if left_out:
+        get_run_logger().warning(
+            "%s: %d malformed rows are left out, such as %s", target.name, len(left_out), left_out[0]
+        )
+    return rows

@@ -67,7 +67,7 @@ def test_every_mistake_is_told_at_once_with_its_dotted_path(tiny_project: Path) 
         f"languages.bb.text[0]: there is no file {tiny_project.parent}/data/nowhere.txt; mend the path or set",
         "languages.cc.script: String should match pattern",
         "target_tasks.pos.test.zz: not in languages; allowed are aa, bb, cc",
-        "target_tasks.pos.objective: Input should be",
+        "target_tasks.pos.objective: there is no such objective; allowed are pos, dp, ner",
         "unseen: 'yy' is not in languages",
         "gates.text.min_charcters: unknown key",
     ]
