@@ -80,6 +80,8 @@ class BiaffineParser(PreTrainedModel):
     """
 
     base_model_prefix = "encoder"
+    # what the encoder cannot do, it has said when it was loaded
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, classifier: PreTrainedModel) -> None:
         super().__init__(classifier.config)
