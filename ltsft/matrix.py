@@ -216,9 +216,11 @@ def title_of(matrix: Matrix) -> str:
     return f"{matrix.title} (artificial languages)" if matrix.artificial else matrix.title
 
 
-def has_supervised(matrix: Matrix, target_task: str) -> bool:
-    """Say whether some cell of this target task has a supervised score to show."""
-    return any(cell.supervised is not None for _, cell in matrix.rows(target_task))
+def shown_columns(matrix: Matrix, target_task: str) -> list[str]:
+    """Name the columns of `COLUMNS` that a target task has: majority and supervised where some cell has them."""
+    rows = matrix.rows(target_task)
+    always = {"task_only", "score", "gain"}
+    return [c for c in COLUMNS if c in always or any(getattr(cell, c) is not None for _, cell in rows)]
 
 
 def summary(matrix: Matrix, target_task: str) -> list[str]:
@@ -244,27 +246,25 @@ def table(matrix: Matrix, target_task: str) -> tuple[list[str], list[list[str]]]
 
     A gap has its reason in the column ``composed``; `matrix_text` and `matrix_markdown` lay this out.
     """
-    supervised = has_supervised(matrix, target_task)
-    more = titles_beside(matrix, target_task)
-    header = ["language", "code", "base", unit(matrix, target_task), *COLUMNS.values()]
+    shown, more = shown_columns(matrix, target_task), titles_beside(matrix, target_task)
+    header = ["language", "code", "base", unit(matrix, target_task), *(COLUMNS[column] for column in shown), *more]
     rows = []
     for language, cell in matrix.rows(target_task):
-        words = "–" if cell.test_size is None else f"{cell.test_size:,}"
-        composed = f"no score: {cell.reason or 'not scored yet'}" if cell.is_gap else percent(cell.score, cell.std)
-        names = [language.name, language.code, role(language, cell), words]
-        scores = [percent(cell.task_only, cell.task_only_std), composed, points(cell.gain), percent(cell.majority)]
-        rows.append([*names, *scores, percent(cell.supervised)])
+        size = "–" if cell.test_size is None else f"{cell.test_size:,}"
+        values = {
+            "task_only": percent(cell.task_only, cell.task_only_std),
+            "score": f"no score: {cell.reason or 'not scored yet'}" if cell.is_gap else percent(cell.score, cell.std),
+            "gain": points(cell.gain),
+            "majority": percent(cell.majority),
+            "supervised": percent(cell.supervised),
+        }
+        names = [language.name, language.code, role(language, cell), size]
+        rows.append([*names, *(values[c] for c in shown), *(percent(cell.beside.get(title)) for title in more)])
     for name, mean in matrix.means(target_task):
         count = f"{mean.count}" if mean.count == mean.total else f"{mean.count} of {mean.total}"
-        label = f"{name} ({count})"
-        values = [percent(mean.task_only), percent(mean.score), points(mean.gain), percent(mean.majority)]
-        rows.append([label, "", "", "", *values, percent(mean.supervised)])
-    if not supervised:
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    beside = [[percent(cell.beside.get(title)) for title in more] for _, cell in matrix.rows(target_task)]
-    empty = [""] * len(more)
-    rows = [[*row, *(beside[i] if i < len(beside) else empty)] for i, row in enumerate(rows)]
-    return [*header, *more], rows
+        averages = [points(mean.gain) if c == "gain" else percent(getattr(mean, c)) for c in shown]
+        rows.append([f"{name} ({count})", "", "", "", *averages, *("" for _ in more)])
+    return header, rows
 
 
 def titles_beside(matrix: Matrix, target_task: str) -> list[str]:
