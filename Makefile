@@ -1,13 +1,14 @@
 # make demo   the main job on the artificial language family: no download of data or models
 # make test   the tests
 # make lint   ruff and mypy
+# make bench  the benchmarks, on a model of the size of mBERT; BENCH="--quick" or BENCH="storage plan" for less
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORK ?= work
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -30,6 +31,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 clean:
 	rm -rf $(WORK)/toy $(WORK)/toy-store

@@ -1,106 +1,127 @@
-"""The optimizer of the sparse phase: AdamW whose state holds the K entries of the support alone."""
+"""What the sparse phase trains: the K values on the support, as parameters of their own.
+
+Gradients, optimizer state, clipping, loss scaling and what processes exchange are then of size K without a word to
+anyone: they are what torch does with any parameter. A dense gradient lives as long as the backward pass of its layer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.adamw import adamw
+from torch.autograd.function import FunctionCtx
 
 
-class SupportAdamW(Optimizer):
-    """AdamW that moves the weights of a support and no others.
+class SupportModule(nn.Module):
+    """Runs a module of which, of some parameters, the weights on a support train and no others.
 
-    Equals dense AdamW (Loshchilov and Hutter 2019) with gradients masked to the support, weight decay on the support
-    only, and clipping by the global norm over the support and the parameters that are trained whole. Gradients outside
-    the support are dropped.
+    Training it with AdamW equals training the module with dense AdamW (Loshchilov and Hutter 2019) on gradients that
+    are masked to the support, with weight decay on the support only. The module's own parameters keep their bits off
+    the support; on it they follow the values each time that `write_back` is called, which an optimizer does by itself
+    after `follow`. Parameters that need no support (the head) are trained in the module as they are.
 
     Args:
-        sparse: parameters with a support.
-        whole: parameters that are trained whole (the head).
-        support: strictly increasing flat indices of each parameter in `sparse`, int64, shape (k,).
-        learning_rate: step size.
-        weight_decay: decoupled decay of the weights in `sparse`.
-        max_grad_norm: the global norm that gradients are clipped to; None for no clipping.
+        module: what is run. Parameters with a support are set not to require gradients.
+        support: strictly increasing flat indices, (k,), int32 or int64, of each parameter that trains on a support, by
+            its name in `module`. A parameter whose support is empty costs nothing.
+
+    Attributes:
+        values: the weights on the support, by name; (k,) each, float32 parameters.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> sparse = SupportModule(layer, {"weight": torch.tensor([0, 3])})
+        >>> sparse(torch.ones(1, 2)).sum().backward()
+        >>> sparse.values["weight"].grad.tolist(), layer.weight.grad
+        ([1.0, 1.0], None)
     """
 
-    def __init__(
-        self,
-        sparse: Iterable[nn.Parameter],
-        whole: Iterable[nn.Parameter],
-        *,
-        support: Mapping[nn.Parameter, Tensor],
-        learning_rate: float,
-        weight_decay: float = 0.0,
-        max_grad_norm: float | None = None,
-    ) -> None:
-        self._support = dict(support)
-        self._max_grad_norm = max_grad_norm
-        groups = [
-            {"params": [p for p in sparse if self._support[p].numel()], "weight_decay": weight_decay},
-            {"params": list(whole), "weight_decay": 0.0},
+    def __init__(self, module: nn.Module, support: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        parameters = dict(module.named_parameters())
+        self._support = {n: s.to(parameters[n].device) for n, s in support.items() if s.numel()}
+        self._weights = {name: parameters[name].requires_grad_(False) for name in self._support}
+        self._values = nn.ParameterList(
+            [w.reshape(-1).index_select(0, self._support[n]) for n, w in self._weights.items()]
+        )
+        trained = {id(w) for w in self._weights.values()}
+        self._embeddings = [
+            m
+            for m in module.modules()
+            if isinstance(m, nn.Embedding) and id(m.weight) in trained and not m.scale_grad_by_freq
         ]
-        defaults: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, 0.999), "eps": 1e-8}
-        super().__init__([group for group in groups if group["params"]], defaults)
+
+    @property
+    def values(self) -> dict[str, nn.Parameter]:
+        """The weights on the support, by name."""
+        return dict(zip(self._support, self._values, strict=True))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module; its gradients go to `values`."""
+        dense = {
+            name: _OnSupport.apply(values, self._weights[name], self._support[name])
+            for name, values in self.values.items()
+        }
+        with self._row_gradients():
+            return torch.func.functional_call(self.module, dense, args, kwargs)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move the weights of the support by one AdamW step and drop the dense gradients."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        gradients = self._gather_gradients()
-        if self._max_grad_norm is not None and gradients:
-            norm = nn.utils.get_total_norm(list(gradients.values()))
-            scale = (self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_ does
-            for gradient in gradients.values():
-                gradient.mul_(scale)
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p in gradients]
-            values = [self._values(p) for p in params]
-            states = [self._state(p) for p in params]
-            adamw(
-                values,
-                [gradients[p] for p in params],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [state["step"] for state in states],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            for p, value in zip(params, values, strict=True):
-                if p in self._support:
-                    p.view(-1)[self._support[p]] = value
-        return loss
+    def write_back(self) -> None:
+        """Copy the values into the module's parameters."""
+        for name, values in self.values.items():
+            self._weights[name].view(-1).index_copy_(0, self._support[name].long(), values)
 
-    def _gather_gradients(self) -> dict[nn.Parameter, Tensor]:
-        gradients = {}
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    gradients[p] = p.grad.view(-1)[self._support[p]] if p in self._support else p.grad
-                    p.grad = None
-        return gradients
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy the values into the module's parameters after each step of the optimizer."""
+        optimizer.register_step_post_hook(lambda *_: self.write_back())
 
-    def _values(self, p: nn.Parameter) -> Tensor:
-        return p.view(-1)[self._support[p]] if p in self._support else p
+    @contextmanager
+    def _row_gradients(self) -> Iterator[None]:
+        """Let embeddings give gradients for the rows of the batch alone.
 
-    def _state(self, p: nn.Parameter) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[p]
-        if not state:
-            values = self._values(p)
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            state["exp_avg"] = torch.zeros_like(values)
-            state["exp_avg_sq"] = torch.zeros_like(values)
-        return state
+        On a CPU that spares a dense matrix of zeros. On an accelerator it would make the host wait for their number.
+        """
+        before = [m.sparse for m in self._embeddings]
+        try:
+            for m in self._embeddings:
+                m.sparse = m.weight.device.type == "cpu"
+            yield
+        finally:
+            for m, sparse in zip(self._embeddings, before, strict=True):
+                m.sparse = sparse
+
+
+class _OnSupport(torch.autograd.Function):
+    """Give a weight as it is, and its gradient on the support to the values."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor, weight: Tensor, support: Tensor) -> Tensor:
+        ctx.save_for_backward(support)
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (support,) = ctx.saved_tensors
+        (gradient,) = gradients
+        if gradient.is_sparse:
+            return _gather_rows(gradient.coalesce(), support), None, None
+        return gradient.reshape(-1).index_select(0, support), None, None
+
+
+def _gather_rows(gradient: Tensor, support: Tensor) -> Tensor:
+    """Give the entries on the support, (k,), of a gradient that has some rows of (rows, width) and zeros elsewhere."""
+    rows = gradient.indices()[0]  # (n,), increasing
+    values = gradient.values()  # (n, width)
+    width = values.shape[1]
+    bounds = torch.stack([rows * width, (rows + 1) * width]).to(support.dtype)
+    first, last = torch.searchsorted(support, bounds)  # the entries of each row in the support
+    counts = last - first
+    at = torch.repeat_interleave(first - (counts.cumsum(0) - counts), counts) + torch.arange(int(counts.sum()))
+    of_row = torch.repeat_interleave((torch.arange(len(rows)) - rows) * width, counts)
+    gathered = torch.zeros(support.shape, dtype=values.dtype)
+    gathered[at] = values.reshape(-1)[support[at] + of_row]
+    return gathered

@@ -17,7 +17,8 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
@@ -33,7 +34,7 @@ from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
 from ltsft.errors import TrainingError
 from ltsft.objectives import Objective
-from ltsft.optim import SupportAdamW
+from ltsft.optim import SupportModule
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 WHOLE = "whole.json"
@@ -47,8 +48,11 @@ class Phase:
     """What a phase trains, on what, and where its checkpoints go.
 
     Attributes:
-        masks: bool masks of the maskable parameters; None lets all of them train.
-        pull_to: values that the L1 penalty pulls to.
+        support: strictly increasing flat indices of the weights that may train, by name of the maskable parameter;
+            None lets all of them train.
+        pull_to: values that the L1 penalty pulls to and that the distance is measured from: of the weights on the
+            support, (k,) each; of whole parameters where there is none. Read once where the penalty is used, and at
+            each log otherwise, so a mapping that reads from a file costs no memory.
     """
 
     name: str
@@ -56,7 +60,7 @@ class Phase:
     objective: Objective
     maskable: Mapping[str, nn.Parameter]
     head: Mapping[str, nn.Parameter]
-    masks: Mapping[str, Tensor] | None
+    support: Mapping[str, Tensor] | None
     pull_to: Mapping[str, Tensor]
     settings: PhaseSettings
     recipe: Recipe
@@ -73,12 +77,6 @@ class Phase:
         wanted = math.ceil(self.settings.epochs * len(self.examples) / self.recipe.batch_size)
         longest = self.settings.max_steps or wanted
         return max(self.settings.min_steps, min(wanted, longest))
-
-    @property
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that this phase moves, maskable ones first."""
-        maskable = {n: p for n, p in self.maskable.items() if self.masks is None or bool(self.masks[n].any())}
-        return {**maskable, **self.head}
 
 
 @dataclass(frozen=True)
@@ -101,30 +99,26 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
     """
     phase.folder.mkdir(parents=True, exist_ok=True)
     done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
+    module = _LossModule(phase)
     if not done.is_file():
-        _train(phase, report)
+        _train(phase, module, report)
+        wait_for_all()
         if not best.is_file():
             raise TrainingError(
                 f"the {phase.name} phase lost its way: the held-out score was never a number; "
                 f"lower learning_rate (now {phase.settings.learning_rate}) or use precision fp32"
             )
-        write_text(json.dumps({"steps": phase.steps, **_read_facts(best)}), done)
-    weights = load_file(best)
-    with torch.no_grad():
-        for name, parameter in phase.trained.items():
-            parameter.copy_(weights[name])
+        if is_first_process():
+            write_text(json.dumps({"steps": phase.steps, **_read_facts(best)}), done)
+        wait_for_all()
+    module.load_state_dict(load_file(best))
     for checkpoint in phase.folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     found = json.loads(done.read_text())
     return PhaseResult(phase.name, found["steps"], found["step"], found["score"])
 
 
-def _train(phase: Phase, report: OnStep) -> None:
-    for parameter in phase.model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in phase.trained.values():
-        parameter.requires_grad_(True)
-    module = _LossModule(phase)
+def _train(phase: Phase, module: _LossModule, report: OnStep) -> None:
     steps = phase.steps
     recipe = phase.recipe
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -142,7 +136,7 @@ def _train(phase: Phase, report: OnStep) -> None:
         learning_rate=phase.settings.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(recipe.warmup * steps),
-        max_grad_norm=recipe.max_grad_norm if phase.masks is None else 0.0,  # SupportAdamW clips over the support
+        max_grad_norm=recipe.max_grad_norm,
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         seed=phase.seed,
@@ -156,13 +150,15 @@ def _train(phase: Phase, report: OnStep) -> None:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=phase.device != "cpu",
+        accelerator_config={"non_blocking": phase.device != "cpu"},
+        ddp_broadcast_buffers=False,
     )
     trainer = Trainer(
         model=module,
         args=arguments,
         train_dataset=_Stream(phase.examples, phase, steps * recipe.batch_size),
-        data_collator=_collator(phase),
-        optimizers=(_optimizer(phase), None),
+        data_collator=_collator(phase, module),
+        optimizers=(_optimizer(phase, module), None),
         callbacks=[_Watch(phase, module, report)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -170,65 +166,108 @@ def _train(phase: Phase, report: OnStep) -> None:
     trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
 
 
-def _optimizer(phase: Phase) -> torch.optim.Optimizer:
-    rate, decay = phase.settings.learning_rate, phase.recipe.weight_decay
-    trained = phase.trained
-    sparse = [p for n, p in trained.items() if n in phase.maskable]
-    head = list(phase.head.values())
-    if phase.masks is None:
-        groups = [{"params": sparse, "weight_decay": decay}, {"params": head, "weight_decay": 0.0}]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, fused=True)
-    support = {
-        p: phase.masks[n].reshape(-1).nonzero().squeeze(1).to(p.device)
-        for n, p in trained.items()
-        if n in phase.maskable
-    }
-    return SupportAdamW(
-        sparse,
-        head,
-        support=support,
-        learning_rate=rate,
-        weight_decay=decay,
-        max_grad_norm=phase.recipe.max_grad_norm,
+def _optimizer(phase: Phase, module: _LossModule) -> torch.optim.Optimizer:
+    groups = [
+        {"params": list(module.maskable.values()), "weight_decay": phase.recipe.weight_decay},
+        {"params": list(phase.head.values()), "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=phase.settings.learning_rate, fused=True
     )
+    if module.sparse is not None:
+        module.sparse.follow(optimizer)
+    return optimizer
 
 
 class _LossModule(nn.Module):
-    """What Trainer trains: the objective's loss, plus the L1 pull; its state is the trained weights alone."""
+    """What Trainer trains: the objective's loss, plus the L1 pull; its state is what is trained alone.
+
+    Attributes:
+        maskable: what trains of the maskable parameters: whole ones, or the values on their support.
+        trained: those, and the head.
+        tokens: sub-words since someone last set it to 0.
+    """
 
     def __init__(self, phase: Phase) -> None:
         super().__init__()
-        self.model = phase.model
+        loss = _Loss(phase.model, phase.objective).requires_grad_(False)
+        for p in phase.head.values():
+            p.requires_grad_(True)
+        self.sparse: SupportModule | None = None
+        self.maskable = dict(phase.maskable)
+        if phase.support is None:
+            for p in self.maskable.values():
+                p.requires_grad_(True)
+        else:
+            names = {id(p): name for name, p in loss.named_parameters()}
+            full = {name: names[id(p)] for name, p in phase.maskable.items()}
+            self.sparse = SupportModule(loss, {full[name]: indices for name, indices in phase.support.items()})
+            values = self.sparse.values
+            self.maskable = {name: values[full[name]] for name in phase.maskable if full[name] in values}
+        self._loss: nn.Module = loss if self.sparse is None else self.sparse
+        self.trained = {**self.maskable, **phase.head}
         self.tokens = 0
-        self._objective = phase.objective
-        self._trained = phase.trained
         self._l1 = phase.settings.l1
         self._weights = sum(p.numel() for p in phase.maskable.values())
-        self._anchors = [(p, phase.pull_to[n].to(p.device)) for n, p in phase.trained.items() if n in phase.maskable]
+        self._pull_to = phase.pull_to
+        if self._l1:
+            self._pull_to = {name: phase.pull_to[name].to(p.device) for name, p in self.maskable.items()}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        counted = batch.get("attention_mask")
-        self.tokens += batch["input_ids"].numel() if counted is None else int(counted.sum())
-        loss = self._objective.loss(self.model, batch)
+        loss = self._loss(batch)
         if self._l1:
             loss = loss + self._l1 * self.l1_distance() / self._weights
         return {"loss": loss}
 
     def l1_distance(self) -> Tensor:
-        """Sum of |theta - theta0| over the maskable weights, a scalar."""
-        return torch.stack([(p - anchor).abs().sum() for p, anchor in self._anchors]).sum()
+        """Sum of |theta - theta0| over the maskable weights, a scalar; off a support it is 0."""
+        distances = [_Distance.apply(p, self._pull_to[name].to(p.device)) for name, p in self.maskable.items()]
+        return torch.stack(distances).sum()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        return {name: p.detach() for name, p in self._trained.items()}
+        return {name: p.detach() for name, p in self.trained.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        missing = [name for name in self._trained if name not in state_dict]
+        missing = [name for name in self.trained if name not in state_dict]
         if missing:
             raise TrainingError(f"a checkpoint lacks {missing[0]!r}; remove the working folder to train anew")
-        for name, p in self._trained.items():
+        for name, p in self.trained.items():
+            if state_dict[name].shape != p.shape:
+                raise TrainingError(
+                    f"a checkpoint has {name!r} of shape {tuple(state_dict[name].shape)} in place of {tuple(p.shape)}; "
+                    "remove the working folder to train anew"
+                )
             p.copy_(state_dict[name])
+        if self.sparse is not None:
+            self.sparse.write_back()
         return _Loaded([], [])
+
+
+class _Loss(nn.Module):
+    """The loss of an objective as a module: the model's parameters are its own."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self._objective.loss(self.model, batch)
+
+
+class _Distance(torch.autograd.Function):
+    """Sum of |weight - anchor|; keeps no difference for the backward pass, where autograd would keep one a weight."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, weight: Tensor, anchor: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, anchor)
+        return (weight - anchor).abs_().sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        weight, anchor = ctx.saved_tensors
+        return (weight - anchor).sign_().mul_(gradients[0]), None
 
 
 class _Stream(Dataset[tuple[int, Any]]):
@@ -269,10 +308,13 @@ class _Stream(Dataset[tuple[int, Any]]):
         return torch.tensor([example for i in of_batches for example in batches[i]])
 
 
-def _collator(phase: Phase) -> Callable[[list[tuple[int, Any]]], dict[str, Any]]:
+def _collator(phase: Phase, module: _LossModule) -> Callable[[list[tuple[int, Any]]], dict[str, Any]]:
     def collate(items: list[tuple[int, Any]]) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(phase.seed * 1_000_003 + items[0][0])
-        return {"batch": phase.objective.collate([example for _, example in items], generator)}
+        batch = phase.objective.collate([example for _, example in items], generator)
+        counted = batch.get("attention_mask")
+        module.tokens += batch["input_ids"].numel() if counted is None else int(counted.sum())
+        return {"batch": batch}
 
     return collate
 
@@ -296,9 +338,11 @@ class _Watch(TrainerCallback):
     ) -> TrainerControl:
         if state.global_step in self._evaluate_at:
             self._evaluate(state.global_step)
-        if time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds and state.global_step < self._steps:
+        is_due = time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds
+        if state.global_step < self._steps and _of_first_process(is_due, args.device):
             control.should_save = True
-        self._report(state.global_step, self._steps, self._metrics)
+        if state.is_world_process_zero:
+            self._report(state.global_step, self._steps, self._metrics)
         self._metrics = {}
         return control
 
@@ -310,7 +354,7 @@ class _Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if logs is None or "loss" not in logs:
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
         if not math.isfinite(logs["loss"]):
             raise TrainingError(
@@ -325,16 +369,19 @@ class _Watch(TrainerCallback):
             "loss": logs["loss"],
             "learning_rate": logs["learning_rate"],
             "l1_distance": distance,
-            "tokens_per_second": self._module.tokens / seconds,
+            "tokens_per_second": self._module.tokens * args.world_size / seconds,
         }
         self._module.tokens, self._counted_at = 0, now
         self._report(state.global_step, self._steps, self._named(metrics))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        wait_for_all()
+        self._saved_at = time.monotonic()
+        if not state.is_world_process_zero:
+            return
         folder = self._phase.folder / f"checkpoint-{state.global_step}"
         sizes = {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.is_file()}
         write_text(json.dumps(sizes), folder / WHOLE)
-        self._saved_at = time.monotonic()
 
     def _evaluate(self, step: int) -> None:
         model = cast(Any, self._phase.model)
@@ -344,9 +391,11 @@ class _Watch(TrainerCallback):
         model.train()
         names = {"held_out": evaluation.metrics["loss"], "held_out_score": evaluation.score}
         self._metrics = {**self._metrics, **self._named(names)}
+        if not is_first_process():
+            return
         best = _read_facts(self._best_file)["score"] if self._best_file.is_file() else -math.inf
         if evaluation.score > best:
-            weights = {name: p.detach().cpu() for name, p in self._phase.trained.items()}
+            weights = {name: p.detach().cpu() for name, p in self._module.trained.items()}
             write_tensors(weights, self._best_file, {"step": step, "score": evaluation.score})
 
     def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -358,6 +407,26 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one, of those that train together, that writes files."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def wait_for_all() -> None:
+    """Wait until all processes that train together are here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def _of_first_process(decision: bool, device: torch.device) -> bool:
+    """Give what the first process decided: clocks differ, and a checkpoint is written by all processes or none."""
+    if not distributed.is_initialized():
+        return decision
+    told = torch.tensor(decision, device=device)
+    distributed.broadcast(told, 0)
+    return bool(told)
 
 
 def _newest_checkpoint(folder: Path) -> str | None:

@@ -72,7 +72,7 @@ def pretrain_base(
         objective=MaskedLM(tokenizer, mask_probability=settings.mask_probability),
         maskable=parameters,
         head={},
-        masks=None,
+        support=None,
         pull_to={name: p.detach() for name, p in parameters.items()},
         settings=PhaseSettings(
             epochs=1, min_steps=settings.steps, max_steps=settings.steps, learning_rate=settings.learning_rate

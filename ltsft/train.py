@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
+from ltsft.phase import Phase, PhaseResult, is_first_process, run_phase, wait_for_all, write_tensors
 from ltsft.sft import SFT, Diff, Kind
 
 VERSION = 1
@@ -118,20 +119,26 @@ def train_sft(
     roles = parameter_roles(model, recipe.freeze)
     k = support_size(density=recipe.density, size=recipe.size, maskable=roles.size)
     with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
-        starting_point = _copy(roles.maskable)
-        masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in roles.maskable.items()}
+        chosen = {name: _Chosen.nothing() for name in roles.maskable}
         history: list[dict[str, Any]] = []
         for iteration in range(recipe.iterations):
             quota = k * (iteration + 1) // recipe.iterations - k * iteration // recipe.iterations
             training = _Iteration(
                 model, objective, roles, recipe, seed, iteration, data, folder, checkpoint_seconds, device, on_progress
             )
-            masks, results = training.run(masks, quota, pull_to=starting_point)
+            chosen, results = training.run(chosen, quota)
             history += [
                 {"phase": r.name, "iteration": iteration, "steps": r.steps, "best_step": r.step, "best_score": r.score}
                 for r in results
             ]
-        diffs = _diffs(roles.maskable, starting_point, masks)
+        diffs = {
+            name: Diff(
+                indices=chosen[name].indices,
+                values=_at(p, chosen[name].indices) - chosen[name].origin,
+                shape=tuple(p.shape),
+            )
+            for name, p in roles.maskable.items()
+        }
         head = {name: p.detach().cpu().clone() for name, p in roles.head.items()}
     return SFT(
         kind=kind,
@@ -144,6 +151,23 @@ def train_sft(
         source_languages=source_languages,
         details={**(details or {}), "recipe": recipe.of_seed(seed), "history": history},
     )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The support in one parameter.
+
+    Attributes:
+        indices: strictly increasing flat indices, int32, (k,).
+        origin: what the weights there are in the starting point, (k,).
+    """
+
+    indices: Tensor
+    origin: Tensor
+
+    @classmethod
+    def nothing(cls) -> _Chosen:
+        return cls(torch.empty(0, dtype=torch.int32), torch.empty(0))
 
 
 @dataclass
@@ -162,32 +186,66 @@ class _Iteration:
     device: str
     on_progress: OnProgress | None
 
-    def run(
-        self, taken: dict[str, Tensor], quota: int, *, pull_to: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], list[PhaseResult]]:
-        """Train, select `quota` more weights, rewind to where this round began and train the selected ones."""
-        maskable, head = self.roles.maskable, self.roles.head
-        start = {**_copy(maskable), **_copy(head)}
-        everything = {name: torch.ones_like(mask) for name, mask in taken.items()}
-        results = [self._phase("full", everything, pull_to)]
-        mask_file = self.folder / f"{self.number}-support.safetensors"
-        if mask_file.is_file():
-            masks = load_file(mask_file)
-        else:
-            self._report("selection")
-            moves = {name: p.detach().cpu() - start[name] for name, p in maskable.items()}
-            if not all(bool(torch.isfinite(m).all()) for m in moves.values()):
-                raise TrainingError("the full phase ended with weights that are not finite; lower its learning rate")
-            new = select_magnitude(moves, quota, taken=taken)
-            masks = {name: taken[name] | new[name] for name in maskable}
-            write_tensors(masks, mask_file)
-        with torch.no_grad():
-            for name, p in {**maskable, **head}.items():
-                p.copy_(start[name])
-        results.append(self._phase("sparse", masks, pull_to))
-        return masks, results
+    def run(self, taken: dict[str, _Chosen], quota: int) -> tuple[dict[str, _Chosen], list[PhaseResult]]:
+        """Train, select `quota` more weights, rewind to where this round began and train the selected ones.
 
-    def _phase(self, name: str, masks: dict[str, Tensor], pull_to: dict[str, Tensor]) -> PhaseResult:
+        The starting point waits in a file while the full phase runs: of it, memory only ever holds what is used.
+        """
+        maskable, head = self.roles.maskable, self.roles.head
+        began = {name: _at(p, taken[name].indices) for name, p in maskable.items()}
+        head_began = {name: p.detach().clone() for name, p in head.items()}
+        origin = _TensorFile(self._write_starting_point(taken))
+        results = [self._phase("full", None, origin)]
+        support = self._select(origin, taken, quota)
+        chosen = {}
+        with torch.no_grad():
+            for name, p in maskable.items():
+                start = origin[name]
+                chosen[name] = _Chosen(support[name], _at(start, support[name]))
+                p.copy_(start)
+                p.view(-1)[taken[name].indices.long().to(p.device)] = began[name].to(p.device)
+            for name, p in head.items():
+                p.copy_(head_began[name])
+        results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+        origin.file.unlink(missing_ok=True)
+        return chosen, results
+
+    def _write_starting_point(self, taken: Mapping[str, _Chosen]) -> Path:
+        """Write the maskable weights as they are, those that earlier rounds trained as they were before."""
+        file = self.folder / f"{self.number}-start.safetensors"
+        if not file.is_file() and is_first_process():
+            weights = {}
+            for name, p in self.roles.maskable.items():
+                weights[name] = p.detach().cpu()
+                if taken[name].indices.numel():
+                    weights[name] = weights[name].clone()
+                    weights[name].view(-1)[taken[name].indices.long()] = taken[name].origin
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(weights, file)
+        wait_for_all()
+        return file
+
+    def _select(self, origin: Mapping[str, Tensor], taken: Mapping[str, _Chosen], quota: int) -> dict[str, Tensor]:
+        """Give the support of the sparse phase: what was taken and `quota` more; flat indices, int32."""
+        file = self.folder / f"{self.number}-support.safetensors"
+        maskable = self.roles.maskable
+        if not file.is_file():
+            self._report("selection")
+            moves = _Moves(maskable, origin)
+            if not all(bool(torch.isfinite(move).all()) for move in moves.values()):
+                raise TrainingError("the full phase ended with weights that are not finite; lower its learning rate")
+            masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in maskable.items()}
+            for name, mask in masks.items():
+                mask.view(-1)[taken[name].indices.long()] = True
+            new = select_magnitude(moves, quota, taken=masks)
+            support = {n: (mask | new[n]).view(-1).nonzero().squeeze(1).int() for n, mask in masks.items()}
+            wait_for_all()
+            if is_first_process():
+                write_tensors(support, file)
+            wait_for_all()
+        return load_file(file)
+
+    def _phase(self, name: str, support: Mapping[str, Tensor] | None, pull_to: Mapping[str, Tensor]) -> PhaseResult:
         settings = self.recipe.full if name == "full" else self.recipe.sparse
         phase = Phase(
             name=name,
@@ -195,7 +253,7 @@ class _Iteration:
             objective=self.objective,
             maskable=self.roles.maskable,
             head=self.roles.head,
-            masks=None if name == "full" else masks,
+            support=support,
             pull_to=pull_to,
             settings=settings,
             recipe=self.recipe,
@@ -213,7 +271,7 @@ class _Iteration:
         return run_phase(phase, report)
 
     def _report(self, stage: str, step: int = 0, steps: int = 0, metrics: Mapping[str, float] | None = None) -> None:
-        if self.on_progress is not None:
+        if self.on_progress is not None and is_first_process():
             self.on_progress(Progress(stage, step, steps, metrics or {}, self.number))
 
 
@@ -223,16 +281,43 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def _copy(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: p.detach().cpu().clone() for name, p in parameters.items()}
+def _at(weights: Tensor, indices: Tensor) -> Tensor:
+    """Give some of the weights, by flat index, on the CPU."""
+    return weights.detach().reshape(-1).index_select(0, indices.to(weights.device)).cpu()
 
 
-def _diffs(
-    parameters: Mapping[str, nn.Parameter], start: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-) -> dict[str, Diff]:
-    diffs = {}
-    for name, p in parameters.items():
-        indices = masks[name].reshape(-1).nonzero().squeeze(1)
-        values = p.detach().cpu().reshape(-1)[indices] - start[name].reshape(-1)[indices]
-        diffs[name] = Diff(indices=indices.int(), values=values, shape=tuple(p.shape))
-    return diffs
+class _TensorFile(Mapping[str, Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        with safe_open(file, framework="pt") as opened:
+            self._names = list(opened.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        with safe_open(self.file, framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class _Moves(Mapping[str, Tensor]):
+    """Value minus starting point of each parameter, computed when it is asked for."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], origin: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+        self._origin = origin
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._weights[name].detach().cpu() - self._origin[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)

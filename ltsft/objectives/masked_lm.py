@@ -43,17 +43,23 @@ class MaskedLM:
         return None
 
     def collate(self, examples: Sequence[Any], generator: Generator) -> dict[str, Tensor]:
-        """Mask packed sequences: `input_ids` and `labels`, both (batch, length), labels -100 where not masked."""
+        """Mask packed sequences.
+
+        Returns:
+            `input_ids`, (batch, length); `masked`, the flat positions to predict, (masked,); `labels`, what stands
+            there, (masked,). They are found here, on the CPU, so that no accelerator has to be waited for.
+        """
         self._collator.generator = generator
         batch = self._collator([torch.as_tensor(np.asarray(e, dtype=np.int64)) for e in examples])
-        return {"input_ids": batch["input_ids"], "labels": batch["labels"]}
+        labels = batch["labels"].reshape(-1)
+        masked = (labels != -100).nonzero().squeeze(1)
+        return {"input_ids": batch["input_ids"], "masked": masked, "labels": labels[masked]}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the mean cross-entropy of the masked sub-words, in nats."""
-        where = batch["labels"] != -100  # (batch, length)
-        logits = masked_logits(model, batch["input_ids"], where)  # (masked, vocabulary)
-        total = functional.cross_entropy(logits.float(), batch["labels"][where], reduction="sum")
-        return total / where.sum().clamp(min=1)
+        logits = masked_logits(model, batch["input_ids"], batch["masked"])  # (masked, vocabulary)
+        total = functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        return total / max(len(batch["labels"]), 1)
 
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, examples: Sequence[Any]) -> Evaluation:
@@ -63,30 +69,31 @@ class MaskedLM:
         for start in range(0, len(examples), SEQUENCES_AT_ONCE):
             chunk = [examples[i] for i in range(start, min(start + SEQUENCES_AT_ONCE, len(examples)))]
             batch = self.collate(chunk, torch.Generator().manual_seed(start))
-            masked = int((batch["labels"] != -100).sum())
+            masked = len(batch["labels"])
             total += float(self.loss(model, {k: v.to(device) for k, v in batch.items()})) * masked
             counted += masked
         loss = total / max(counted, 1)
         return Evaluation(score=-loss, metrics={"loss": loss})
 
 
-def masked_logits(model: nn.Module, input_ids: Tensor, where: Tensor) -> Tensor:
+def masked_logits(model: nn.Module, input_ids: Tensor, masked: Tensor) -> Tensor:
     """Compute logits at the masked positions alone.
 
-    The head is given the hidden states gathered at `where`, so the projection to the vocabulary costs what is masked
+    The head is given the hidden states gathered at `masked`, so the projection to the vocabulary costs what is masked
     and no more. It works for every architecture whose masked-LM head looks at one position at a time.
 
     Args:
         model: a masked language model of transformers.
         input_ids: (batch, length), without padding.
-        where: bool (batch, length), True where a logit is needed.
+        masked: flat positions, in [0, batch x length), where logits are needed, int64, (masked,).
 
     Returns:
-        Logits, (number of True, vocabulary).
+        Logits, (masked, vocabulary).
     """
 
     def gather(module: nn.Module, arguments: Any, output: Any) -> Any:
-        output["last_hidden_state"] = output["last_hidden_state"][where].unsqueeze(0)  # (1, masked, hidden)
+        states = output["last_hidden_state"].flatten(0, 1)  # (batch x length, hidden)
+        output["last_hidden_state"] = states.index_select(0, masked).unsqueeze(0)  # (1, masked, hidden)
         return output
 
     encoder: Any = model.base_model

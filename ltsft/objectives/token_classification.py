@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -172,9 +172,9 @@ class TokenClassification:
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the mean cross-entropy over labelled words, in nats; 0 where no word of the batch has a sub-word."""
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        if not bool((batch["labels"] != IGNORE).any()):
-            return cast(Tensor, 0.0 * logits.float().sum())
-        return functional.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+        labels = batch["labels"].flatten()
+        total = functional.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
+        return total / (labels != IGNORE).sum().clamp(min=1)
 
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, examples: Sequence[TaggedPiece]) -> Evaluation:

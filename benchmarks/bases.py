@@ -1,0 +1,76 @@
+"""Models of the size of mBERT with random weights: nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification, PreTrainedModel
+
+__all__ = ["MBERT", "QUICK", "Size", "build_config", "build_masked_lm", "build_token_classifier", "size_of"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model and its SFTs are.
+
+    Attributes:
+        name: for the table.
+        vocabulary: sub-words.
+        hidden: width.
+        layers: of the encoder.
+        heads: of attention.
+        intermediate: width of the feed-forward layers.
+        language_support: K of a language SFT.
+        task_support: K of a task SFT.
+    """
+
+    name: str
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    language_support: int
+    task_support: int
+
+
+MBERT = Size("mBERT (177.9 M parameters)", 119_547, 768, 12, 12, 3072, 7_667_712, 14_155_776)
+QUICK = Size("a small encoder (--quick)", 4_000, 128, 2, 2, 512, 39_000, 72_000)
+
+
+def size_of(quick: bool) -> Size:
+    """Give the size of mBERT, or the small one."""
+    return QUICK if quick else MBERT
+
+
+def build_config(size: Size, **more: Any) -> BertConfig:
+    """Give the configuration; `more` goes to it as it is, such as `id2label`."""
+    return BertConfig(
+        vocab_size=size.vocabulary,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        intermediate_size=size.intermediate,
+        **more,
+    )
+
+
+def build_masked_lm(size: Size) -> PreTrainedModel:
+    """Build a masked LM, output embeddings untied from the input's as in training; the same weights each time."""
+    torch.manual_seed(0)
+    model = BertForMaskedLM(build_config(size, tie_word_embeddings=False))
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    output.weight.data.copy_(embeddings.weight.data)
+    return model.eval()
+
+
+def build_token_classifier(size: Size, labels: Sequence[str]) -> PreTrainedModel:
+    """Build a token classifier; the same weights each time."""
+    torch.manual_seed(0)
+    names = dict(enumerate(labels))
+    return BertForTokenClassification(
+        build_config(size, id2label=names, label2id={label: i for i, label in names.items()})
+    ).eval()
