@@ -35,6 +35,7 @@ from ltsft.config import Precision, Recipe
 from ltsft.errors import TrainingError
 from ltsft.objectives import Objective
 from ltsft.optim import SupportModule
+from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 WHOLE = "whole.json"
@@ -176,6 +177,9 @@ def _optimizer(phase: Phase, module: _LossModule) -> torch.optim.Optimizer:
     )
     if module.sparse is not None:
         module.sparse.follow(optimizer)
+    if isinstance(phase.objective, SeveralSources):
+        several = phase.objective
+        optimizer.register_step_pre_hook(lambda *_: several.take_out())
     return optimizer
 
 
@@ -207,6 +211,7 @@ class _LossModule(nn.Module):
         self._loss: nn.Module = loss if self.sparse is None else self.sparse
         self.trained = {**self.maskable, **phase.head}
         self.tokens = 0
+        self._several = phase.objective if isinstance(phase.objective, SeveralSources) else None
         self._l1 = phase.settings.l1
         self._weights = sum(p.numel() for p in phase.maskable.values())
         self._pull_to = phase.pull_to
@@ -214,6 +219,8 @@ class _LossModule(nn.Module):
             self._pull_to = {name: phase.pull_to[name].to(p.device) for name, p in self.maskable.items()}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._several is not None:
+            self._several.put_in(batch)
         loss = self._loss(batch)
         if self._l1:
             loss = loss + self._l1 * self.l1_distance() / self._weights
@@ -281,11 +288,16 @@ class _Stream(Dataset[tuple[int, Any]]):
         self._lengths = phase.objective.lengths(examples)
         self._epoch = -1
         self._order = torch.empty(0)
+        self._whole: Tensor | None = None
+        if isinstance(examples, Mixture):
+            self._whole = examples.order(-(-total // self._batch), self._batch, seed=phase.seed)
 
     def __len__(self) -> int:
         return self._total
 
     def __getitem__(self, position: int) -> tuple[int, Any]:
+        if self._whole is not None:
+            return position, self._examples[int(self._whole[position])]
         epoch, place = divmod(position, len(self._examples))
         if epoch != self._epoch:
             self._order, self._epoch = self._shuffle(epoch), epoch
@@ -336,6 +348,8 @@ class _Watch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        if isinstance(self._phase.objective, SeveralSources):
+            self._phase.objective.take_out()  # a step that loss scaling skipped has not done it
         if state.global_step in self._evaluate_at:
             self._evaluate(state.global_step)
         is_due = time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds
