@@ -145,6 +145,13 @@ class LabelledData(Frozen):
     dev: Annotated[tuple[Source, ...], BeforeValidator(_as_list)] = ()
 
 
+class Sampling(Frozen):
+    """How often each of several source languages is drawn for a batch: by size and temperature, or by fixed weights."""
+
+    temperature: float = Field(1.0, gt=0, description="shares are size ** (1 / temperature): 1 keeps the sizes")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="by source language, in place of sizes")
+
+
 class TargetTask(Frozen):
     """A target task: its labels, the source languages it is learnt from and the test data of each language.
 
@@ -157,6 +164,7 @@ class TargetTask(Frozen):
     columns: dict[str, str] = Field({}, description="what the objective calls a column -> its name in the files")
     relabel: dict[str, str] = Field({}, description="a label in the files -> what it is read as")
     sources: dict[str, LabelledData] = Field(min_length=1)
+    sampling: Sampling = Sampling()
     test: dict[str, Sources]
     supervised: dict[str, LabelledData] = {}
 
@@ -185,17 +193,28 @@ class TargetTask(Frozen):
             raise ValueError("labels must be distinct")
         return labels
 
-    @field_validator("sources")
-    @classmethod
-    def _one_source(cls, sources: dict[str, LabelledData]) -> dict[str, LabelledData]:
-        if len(sources) != 1:
-            raise ValueError(f"one source language is supported, got {', '.join(sources)}")
-        return sources
+    @model_validator(mode="after")
+    def _weighs_its_sources(self) -> TargetTask:
+        if self.sampling.weights and set(self.sampling.weights) != set(self.sources):
+            raise ValueError(
+                f"sampling.weights: give one for each source language ({', '.join(self.sources)}), "
+                f"got {', '.join(self.sampling.weights)}"
+            )
+        return self
 
     @property
     def source_language(self) -> str:
-        """The language that the task SFT is learnt from."""
+        """The language that the task SFT is learnt from; the first of several."""
         return next(iter(self.sources))
+
+    @property
+    def source_name(self) -> str:
+        """What the source languages are called together: ``en``, ``en+de``."""
+        return "+".join(self.sources)
+
+    def labelled(self, language: str) -> Mapping[str, LabelledData]:
+        """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
+        return self.sources if language == self.source_name else {language: self.supervised[language]}
 
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its path below the target task."""
@@ -282,6 +301,16 @@ class Project(Frozen):
     recipes: dict[str, Recipe]
     gates: Gates = Gates()
     store: Store
+
+    @model_validator(mode="after")
+    def _pulls_to_one_place(self) -> Project:
+        for name, target in self.target_tasks.items():
+            if len(target.sources) > 1 and name in self.recipes and self.recipes[name].full.l1:
+                raise ValueError(
+                    f"recipes.{name}.full.l1: must be 0 with several source languages: batches are run from several "
+                    f"places, got {self.recipes[name].full.l1}"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod

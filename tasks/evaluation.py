@@ -45,12 +45,13 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     language_run = workspace.made(language_subject(product.language))
     supervised = task_subject(target.name, product.language, seeds[0])
     held_out = workspace.tracker.download(language_run, HELD_OUT)
+    training = tuple(source for labelled in target.sources.values() for source in labelled.train)
     test = labelled_rows(target, target.test[product.language])
     data = CellData(
         test=objective.examples(test),
         source_dev=objective.examples(labelled_rows(target, target.sources[source].dev)[:SOURCE_SENTENCES]),
         text=np.load(held_out, allow_pickle=False),
-        majority=objective.majority(labelled_rows(target, target.sources[source].train), test),
+        majority=objective.majority(labelled_rows(target, training), test),
     )
     recipe = workspace.project.recipes["language"]
     scorer = _scorer(
@@ -65,7 +66,7 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     metrics = scorer.score(
         data,
         language=workspace.load_sft(language_run),
-        tasks=[_sft(workspace, task_subject(target.name, source, seed)) for seed in seeds],
+        tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
         source=_sft(workspace, language_subject(source)),
         supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
     ).metrics

@@ -131,7 +131,7 @@ def _cells(plan: Plan) -> tuple[Step, ...]:
 
 def _cell(step: Step, records: Mapping[str, Record], target: TargetTask, why: _Reasons) -> Cell:
     product = step.product
-    is_source = product.language == target.source_language
+    is_source = product.language in target.sources
     record = records.get(product.key)
     objective = OBJECTIVES[target.objective]
     if record is None:

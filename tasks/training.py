@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ltsft.objectives import TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
+from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sources import RowError, read_text
 from ltsft.train import TrainingData, train_sft
 from tasks.progress import ProgressReporter
@@ -55,31 +57,42 @@ def train_language_sft(workspace: Workspace, language: Language, step: Step, run
 
 
 @task(name="train task SFT", task_run_name="train {step.product.subject}", cache_policy=NO_CACHE)
-def train_task_sft(workspace: Workspace, target: TargetTask, data: LabelledData, step: Step, run: RunHandle) -> Path:
-    """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it."""
-    recipe = workspace.project.recipes[target.name]
+def train_task_sft(
+    workspace: Workspace, target: TargetTask, data: Mapping[str, LabelledData], step: Step, run: RunHandle
+) -> Path:
+    """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it.
+
+    From several languages, each batch is of one of them, over base + its SFT.
+    """
     objective = target_objective(workspace, target)
+    split = {language: _split(objective, target, labelled) for language, labelled in data.items()}
+    sfts = {language: workspace.load_sft(workspace.made(language_subject(language))) for language in data}
+    common = {
+        "kind": "task",
+        "subject": target.name,
+        "recipe": workspace.project.recipes[target.name],
+        "source_languages": tuple(data),
+        "details": {"objective": target.objective},
+    }
+    if len(data) == 1:
+        (examples,), applied = split.values(), list(sfts.values())
+        return _train(workspace, step, run, objective=objective, data=examples, applied=applied, **common)
+    sampling = target.sampling
+    sizes = {language: len(found.examples) for language, found in split.items()}
+    shares = sampling_shares(sizes, temperature=sampling.temperature, weights=sampling.weights)
+    mixed = Mixture({language: found.examples for language, found in split.items()}, shares)
+    held_out = [FromLanguage(i, example) for i, found in enumerate(split.values()) for example in found.held_out]
+    several = SeveralSources(objective, sfts, workspace.base)
+    return _train(workspace, step, run, objective=several, data=TrainingData(mixed, held_out), **common)
+
+
+def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
+    """Give what is trained on and what is held out: the dev data, or else every tenth training sentence."""
     examples = objective.examples(labelled_rows(target, data.train))
     if data.dev:
-        held_out = objective.examples(labelled_rows(target, data.dev))
-    else:
-        held_out = [e for e in examples if e.sentence % HELD_OUT_EVERY == 0]
-        examples = [e for e in examples if e.sentence % HELD_OUT_EVERY]
-    language = step.product.language
-    source = workspace.load_sft(workspace.made(language_subject(language)))
-    return _train(
-        workspace,
-        step,
-        run,
-        objective=objective,
-        kind="task",
-        subject=target.name,
-        recipe=recipe,
-        data=TrainingData(examples, held_out),
-        applied=[source],
-        source_languages=(language,),
-        details={"objective": target.objective},
-    )
+        return TrainingData(examples, objective.examples(labelled_rows(target, data.dev)))
+    held_out = [e for e in examples if e.sentence % HELD_OUT_EVERY == 0]
+    return TrainingData([e for e in examples if e.sentence % HELD_OUT_EVERY], held_out)
 
 
 def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,20 @@ def validate_language(workspace: Workspace, language: Language, step: Step, run:
 
 @task(name="validate labels", task_run_name="validate labels {step.product.subject}", cache_policy=NO_CACHE)
 def validate_target_task(
-    workspace: Workspace, target: TargetTask, data: LabelledData, step: Step, run: RunHandle
+    workspace: Workspace, target: TargetTask, data: Mapping[str, LabelledData], step: Step, run: RunHandle
 ) -> None:
-    """Judge labelled data and the test set of the same language.
+    """Judge labelled data, by language, and the test set of the same language.
 
     Raises:
         ValidationError: saying which expectation failed, with example lines; the report is kept with the run.
     """
-    language = step.product.language
-    splits = {f"{language} train": _rows(target, data.train)}
-    if data.dev:
-        splits[f"{language} dev"] = _rows(target, data.dev)
-    if language in target.test:
-        splits[f"{language} test"] = _rows(target, target.test[language])
+    splits: dict[str, Iterator[Any]] = {}
+    for language, labelled in data.items():
+        splits[f"{language} train"] = _rows(target, labelled.train)
+        if labelled.dev:
+            splits[f"{language} dev"] = _rows(target, labelled.dev)
+        if language in target.test:
+            splits[f"{language} test"] = _rows(target, target.test[language])
     result = validate_labelled(
         target,
         splits,

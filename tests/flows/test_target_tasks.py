@@ -40,6 +40,8 @@ def project_file(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for target in project["target_tasks"].values():
         first = next(iter(target["test"].values()))
         target["test"] = {code: first.replace("qaa", code) for code in codes}
+    pos = project["target_tasks"]["pos"]["sources"]
+    pos[codes[1]] = {split: file.replace("qaa", codes[1]) for split, file in pos["qaa"].items()}
     project["recipes"] = dict.fromkeys(["language", *project["target_tasks"]], recipe)
     few = {"min_sentences": 4, "max_label_share": 1.0, "min_labels_present": 0.0, "min_label_agreement": 0.0}
     project["gates"]["labelled"] |= few
@@ -78,6 +80,8 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
         assert (cell.majority is None) == (cell.target_task in ("dp", "ner", "qa"))
     trees = gzip.decompress((project_file.parent / "data/treebanks/qaa/test.conllu.gz").read_bytes()).decode()
     words = sum("\t" in line for line in trees.splitlines())
+    task = workspace.load_sft(workspace.made("task pos qaa+qab seed 1"))
+    assert task.source_languages == ("qaa", "qab")
     sizes = {cell.target_task: cell.test_size for cell in matrix.cells if cell.language == "qaa"}
     assert sizes["pos"] == sizes["dp"] == words
     assert (sizes["nli"], sizes["qa"]) == (30, 10)

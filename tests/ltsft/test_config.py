@@ -92,7 +92,11 @@ def test_every_mistake_is_told_at_once_with_its_dotted_path(tiny_project: Path) 
         ("languages.bb.text={file: 'text:bb.txt', orign: x}", "languages.bb.text[0]: unknown key 'orign'"),
         ("languages.bb.text=[]", "languages.bb.text: "),
         ("unseen=[xx]", "unseen: 'xx' is not in languages"),
-        ("target_tasks.pos.sources.bb={train: 'conllu:bb-train.conllu'}", "one source language is supported"),
+        ("target_tasks.pos.sources.bb={train: 'conllu:bb-train.conllu'}", None),
+        (
+            "target_tasks.pos.sampling.weights={bb: 1.0}",
+            "sampling.weights: give one for each source language (aa), got bb",
+        ),
         ("languages.no={name: N, script: Latn, text: 'text:bb.txt'}", None),
         (
             "languages={no: {name: N, script: Latn, text: 'text:bb.txt'}}",
