@@ -164,6 +164,9 @@ class TargetTask(Frozen):
     columns: dict[str, str] = Field({}, description="what the objective calls a column -> its name in the files")
     relabel: dict[str, str] = Field({}, description="a label in the files -> what it is read as")
     sources: dict[str, LabelledData] = Field(min_length=1)
+    order: Literal["joint", "sequential"] = Field(
+        "joint", description="several source languages mixed, batch by batch, or one after the other"
+    )
     sampling: Sampling = Sampling()
     test: dict[str, Sources]
     supervised: dict[str, LabelledData] = {}
@@ -200,6 +203,8 @@ class TargetTask(Frozen):
                 f"sampling.weights: give one for each source language ({', '.join(self.sources)}), "
                 f"got {', '.join(self.sampling.weights)}"
             )
+        if self.order == "sequential" and (len(self.sources) == 1 or self.sampling != Sampling()):
+            raise ValueError("order: sequential is for two source languages or more, and leaves nothing to sample")
         return self
 
     @property
@@ -209,8 +214,8 @@ class TargetTask(Frozen):
 
     @property
     def source_name(self) -> str:
-        """What the source languages are called together: ``en``, ``en+de``."""
-        return "+".join(self.sources)
+        """What the source languages are called together: ``en``, ``en+de`` mixed, ``en>de`` one after the other."""
+        return (">" if self.order == "sequential" else "+").join(self.sources)
 
     def labelled(self, language: str) -> Mapping[str, LabelledData]:
         """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
@@ -303,9 +308,16 @@ class Project(Frozen):
     store: Store
 
     @model_validator(mode="after")
-    def _pulls_to_one_place(self) -> Project:
+    def _suits_several_sources(self) -> Project:
         for name, target in self.target_tasks.items():
-            if len(target.sources) > 1 and name in self.recipes and self.recipes[name].full.l1:
+            if len(target.sources) == 1 or name not in self.recipes:
+                continue
+            if target.order == "sequential" and self.recipes[name].iterations > 1:
+                raise ValueError(
+                    f"recipes.{name}.iterations: must be 1 with sequential source languages, for each is an iteration, "
+                    f"got {self.recipes[name].iterations}"
+                )
+            if self.recipes[name].full.l1:
                 raise ValueError(
                     f"recipes.{name}.full.l1: must be 0 with several source languages: batches are run from several "
                     f"places, got {self.recipes[name].full.l1}"

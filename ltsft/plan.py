@@ -231,7 +231,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "base": encoder,
                 "train": _of_languages({code: prints.of(labelled.train) for code, labelled in data.items()}),
                 "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
-                **({"sampling": target.sampling.model_dump(mode="json")} if len(data) > 1 else {}),  # noqa: B023
+                **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
                 "recipe": task_recipe.of_seed(seed),  # noqa: B023
             }
             facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
@@ -263,6 +263,11 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
 def _of_languages(prints: Mapping[str, list[str]]) -> Any:
     """Give the fingerprints of the only language, or those of several by language, in their order."""
     return next(iter(prints.values())) if len(prints) == 1 else [[code, found] for code, found in prints.items()]
+
+
+def _mixing(target: TargetTask) -> dict[str, Any]:
+    """Give how several source languages are put together."""
+    return {"order": target.order, "sampling": target.sampling.model_dump(mode="json")}
 
 
 def _reading(target: TargetTask) -> dict[str, Any]:

@@ -173,12 +173,15 @@ class SeveralSources:
     def evaluate(self, model: PreTrainedModel, examples: Sequence[FromLanguage]) -> Evaluation:
         """Score each language with its own SFT; the score and each figure are means over languages.
 
-        Figures of a language are there as ``<figure>.<language>``; outcomes are those of all languages in turn.
+        Languages without an example are left out. Figures of a language are there as ``<figure>.<language>``; outcomes
+        are those of all languages in turn.
         """
         self.take_out()
         found = {}
         for number, (language, sft) in enumerate(self._sfts.items()):
             own = [e.example for e in examples if e.language == number]
+            if not own:
+                continue
             with composed(model, [(sft, 1.0)], base=self._base.ref, heads=False):
                 found[language] = self._objective.evaluate(model, own)
         metrics = {name: fmean(e.metrics[name] for e in found.values()) for name in next(iter(found.values())).metrics}

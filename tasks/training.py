@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +78,19 @@ def train_task_sft(
     if len(data) == 1:
         (examples,), applied = split.values(), list(sfts.values())
         return _train(workspace, step, run, objective=objective, data=examples, applied=applied, **common)
+    several = SeveralSources(objective, sfts, workspace.base)
+    held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
+    if target.order == "sequential":
+        rounds = [
+            TrainingData([FromLanguage(i, example) for example in found.examples], held_out[i])
+            for i, found in enumerate(split.values())
+        ]
+        return _train(workspace, step, run, objective=several, data=rounds, **common)
     sampling = target.sampling
     sizes = {language: len(found.examples) for language, found in split.items()}
     shares = sampling_shares(sizes, temperature=sampling.temperature, weights=sampling.weights)
     mixed = Mixture({language: found.examples for language, found in split.items()}, shares)
-    held_out = [FromLanguage(i, example) for i, found in enumerate(split.values()) for example in found.held_out]
-    several = SeveralSources(objective, sfts, workspace.base)
-    return _train(workspace, step, run, objective=several, data=TrainingData(mixed, held_out), **common)
+    return _train(workspace, step, run, objective=several, data=TrainingData(mixed, list(chain(*held_out))), **common)
 
 
 def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
@@ -102,7 +109,8 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
     data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
     project = workspace.project.name
     details = what.pop("details", {})
-    with ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter:
+    rounds = recipe.iterations if isinstance(what["data"], TrainingData) else len(what["data"])
+    with ProgressReporter(run, name=product.subject, project=project, iterations=rounds) as reporter:
         sft = train_sft(
             workspace.base,
             what.pop("objective"),
@@ -132,6 +140,9 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
     run.log_metrics({**measured.metrics(), "support_size": sft.support_size, "maskable": sft.maskable})
     run.log_metrics({f"{h['phase']}.best_score": h["best_score"] for h in sft.details["history"]})
     run.log_metrics({f"{h['phase']}.best_step": h["best_step"] for h in sft.details["history"]})
+    for language, score in zip(sft.source_languages, sft.details.get("forgetting", ()), strict=False):
+        change = {**score, "change": score["after"] - score["before"]}
+        run.log_metrics({f"forgetting.{name}.{language}": value for name, value in change.items()})
     figure = density_figure(
         {name: share.density for name, share in measured.layers.items()},
         overall=measured.overall.density,

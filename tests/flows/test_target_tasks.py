@@ -40,8 +40,10 @@ def project_file(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for target in project["target_tasks"].values():
         first = next(iter(target["test"].values()))
         target["test"] = {code: first.replace("qaa", code) for code in codes}
-    pos = project["target_tasks"]["pos"]["sources"]
-    pos[codes[1]] = {split: file.replace("qaa", codes[1]) for split, file in pos["qaa"].items()}
+    for name in ("pos", "nli"):  # of these from both languages: one mixed, one after the other
+        sources = project["target_tasks"][name]["sources"]
+        sources[codes[1]] = {split: file.replace("qaa", codes[1]) for split, file in sources["qaa"].items()}
+    project["target_tasks"]["nli"]["order"] = "sequential"
     project["recipes"] = dict.fromkeys(["language", *project["target_tasks"]], recipe)
     few = {"min_sentences": 4, "max_label_share": 1.0, "min_labels_present": 0.0, "min_label_agreement": 0.0}
     project["gates"]["labelled"] |= few
@@ -81,7 +83,12 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
     trees = gzip.decompress((project_file.parent / "data/treebanks/qaa/test.conllu.gz").read_bytes()).decode()
     words = sum("\t" in line for line in trees.splitlines())
     task = workspace.load_sft(workspace.made("task pos qaa+qab seed 1"))
-    assert task.source_languages == ("qaa", "qab")
+    codes = ("qaa", "qab")
+    assert task.source_languages == codes
+    metrics = workspace.tracker.client.get_run(workspace.made("task nli qaa>qab seed 1")).data.metrics
+    for code in codes:
+        change = metrics[f"forgetting.after.{code}"] - metrics[f"forgetting.before.{code}"]
+        assert metrics[f"forgetting.change.{code}"] == pytest.approx(change)
     sizes = {cell.target_task: cell.test_size for cell in matrix.cells if cell.language == "qaa"}
     assert sizes["pos"] == sizes["dp"] == words
     assert (sizes["nli"], sizes["qa"]) == (30, 10)

@@ -97,6 +97,7 @@ def test_every_mistake_is_told_at_once_with_its_dotted_path(tiny_project: Path) 
             "target_tasks.pos.sampling.weights={bb: 1.0}",
             "sampling.weights: give one for each source language (aa), got bb",
         ),
+        ("target_tasks.pos.order=sequential", "order: sequential is for two source languages or more"),
         ("languages.no={name: N, script: Latn, text: 'text:bb.txt'}", None),
         (
             "languages={no: {name: N, script: Latn, text: 'text:bb.txt'}}",

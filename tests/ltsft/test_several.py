@@ -139,3 +139,36 @@ def test_held_out_figures_are_means_over_languages_each_with_its_sft(
 def test_a_language_without_examples_is_refused() -> None:
     with pytest.raises(TrainingError, match="source language bb has nothing to train on"):
         Mixture({"aa": [1], "bb": []}, SHARES)
+
+
+def test_one_language_after_the_other_and_what_the_first_has_lost(
+    learning: ModuleType, base: Base, languages: dict[str, SFT], tmp_path: Path
+) -> None:
+    objective, mixed, held_out = mixture(learning, base)
+    several = SeveralSources(objective, languages, base)
+    rounds = [
+        TrainingData([e for e in mixed if e.language == i], [e for e in held_out if e.language == i]) for i in range(2)
+    ]
+    sft = train_sft(
+        base,
+        several,
+        kind="task",
+        subject="pos",
+        recipe=learning.make_recipe(rate=5e-3, steps=8),
+        seed=1,
+        data=rounds,
+        folder=tmp_path,
+        source_languages=("aa", "bb"),
+        device="cpu",
+    )
+    assert sft.support_size == int(0.2 * sft.maskable), "the rounds share K"
+    assert [(h["phase"], h["iteration"]) for h in sft.details["history"]] == [
+        (phase, i) for i in range(2) for phase in ("full", "sparse")
+    ]
+    first, second = sft.details["forgetting"]
+    assert first["before"] == sft.details["history"][1]["best_score"]
+    assert second["before"] == second["after"] == sft.details["history"][3]["best_score"]
+    model = objective.build_model(base, seed=1).eval()
+    with composed(model, [(languages["aa"], 1.0), (sft, 1.0)], base=base.ref):
+        after = objective.evaluate(model, [e.example for e in rounds[0].held_out]).score
+    assert first["after"] == pytest.approx(after)
