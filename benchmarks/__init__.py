@@ -3,5 +3,5 @@
 `python -m benchmarks` runs all of them, each in a process of its own. docs/performance.md explains the figures.
 """
 
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = ("language_step", "task_step", "corpus", "gpu")
 """The benchmarks."""

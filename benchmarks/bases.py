@@ -1,4 +1,4 @@
-"""Models of the size of mBERT with random weights: nothing is downloaded."""
+"""Models of the size of mBERT with random weights, and SFTs of them: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,25 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification, PreTrainedModel
 
-__all__ = ["MBERT", "QUICK", "Size", "build_config", "build_masked_lm", "build_token_classifier", "size_of"]
+from ltsft.base import parameter_roles
+from ltsft.sft import SFT, BaseRef, Diff, Kind
+
+__all__ = [
+    "BASE_REF",
+    "LABELS",
+    "MBERT",
+    "QUICK",
+    "Size",
+    "build_config",
+    "build_masked_lm",
+    "build_sft",
+    "build_token_classifier",
+    "size_of",
+]
+
+BASE_REF = BaseRef(id="random", revision=None, fingerprint="0" * 64, tokenizer_fingerprint="1" * 64)
+LABELS = tuple(f"L{i}" for i in range(17))
+"""As many as there are universal parts of speech."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +85,31 @@ def build_masked_lm(size: Size) -> PreTrainedModel:
     return model.eval()
 
 
-def build_token_classifier(size: Size, labels: Sequence[str]) -> PreTrainedModel:
+def build_token_classifier(size: Size, labels: Sequence[str] = LABELS) -> PreTrainedModel:
     """Build a token classifier; the same weights each time."""
     torch.manual_seed(0)
     names = dict(enumerate(labels))
     return BertForTokenClassification(
         build_config(size, id2label=names, label2id={label: i for i, label in names.items()})
     ).eval()
+
+
+def build_sft(model: PreTrainedModel, kind: Kind, subject: str, support: int, *, seed: int) -> SFT:
+    """Build an SFT that looks trained: exactly `support` entries, unevenly spread, values with random mantissas.
+
+    Within a parameter the support is uniformly random, the case in which its indices take the most room.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    maskable = parameter_roles(model).maskable
+    sizes = [p.numel() for p in maskable.values()]
+    shares = torch.tensor(sizes) * (1 + torch.rand(len(sizes), generator=generator))
+    counts = (shares * (support / float(shares.sum()))).long().tolist()
+    counts[0] += support - sum(counts)
+    diffs = {}
+    for (name, p), count in zip(maskable.items(), counts, strict=True):
+        drawn = torch.rand(p.numel(), generator=generator)
+        indices = torch.topk(drawn, count, sorted=False).indices.sort().values.int()
+        spread = 2e-3 * torch.exp(0.5 * torch.randn(count, generator=generator))
+        values = torch.randn(count, generator=generator) * spread
+        diffs[name] = Diff(indices=indices, values=values, shape=tuple(p.shape))
+    return SFT(kind=kind, subject=subject, base=BASE_REF, diffs=diffs, head={}, labels=(), maskable=sum(sizes))

@@ -1,10 +1,10 @@
-"""A training step of a language SFT, both phases, beside the dense procedure and the forward and backward pass alone."""
+"""A training step of a language SFT, both phases, beside the dense procedure and forward and backward alone."""
 
 from __future__ import annotations
 
 from benchmarks.bases import size_of
 from benchmarks.figures import Report, main
-from benchmarks.stepping import Stepped, step_in_turn
+from benchmarks.stepping import Procedure, Stepped, step_in_turn
 from benchmarks.training import limit_steps, our_steps, plain_steps
 
 GB = 1e9
@@ -15,10 +15,10 @@ def run(quick: bool = False) -> Report:
     size = size_of(quick)
     batch, length = (4, 64) if quick else (4, 256)
     report = Report("language_step", f"{size.name}, masked LM, {batch} x {length} sub-words")
-    rounds = 3
+    rounds = 3 if quick else 4
     for phase, of_time, of_memory in (("sparse", 0.40, 0.45), ("full", 0.55, 0.8)):
         common = ("language", size, batch, length)
-        procedures = {
+        procedures: dict[str, Procedure] = {
             "ours": (our_steps, (*common, phase)),
             "plain": (plain_steps, (*common, phase)),
             "limit": (limit_steps, common),

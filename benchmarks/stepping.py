@@ -1,4 +1,4 @@
-"""Training procedures side by side: each in a process of its own, stepping in turn, its time and its memory measured."""
+"""Training procedures side by side: each in a process of its own, stepping in turn, timed and its memory measured."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from benchmarks.timing import Timings, read_status
 Gate = Callable[[], None]
 """Called by a procedure once it is set up, and after each step."""
 
+Procedure = tuple[Callable[..., None], tuple[Any, ...]]
+"""A function at the top of a module, and its arguments after the gate."""
+
 
 @dataclass(frozen=True)
 class Stepped:
@@ -34,9 +37,7 @@ class Stepped:
     whole_bytes: Mapping[str, int]
 
 
-def step_in_turn(
-    procedures: Mapping[str, tuple[Callable[..., None], tuple[Any, ...]]], *, rounds: int, warmup: int = 1
-) -> Stepped:
+def step_in_turn(procedures: Mapping[str, Procedure], *, rounds: int, warmup: int = 1) -> Stepped:
     """Let procedures step in turn, each in a process of its own; only one of them runs at a time.
 
     Args:

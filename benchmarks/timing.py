@@ -28,7 +28,13 @@ class Timings:
         return median(a / b for a, b in zip(self.seconds[name], self.seconds[other], strict=True))
 
 
-def interleaved(procedures: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> Timings:
+def interleaved(
+    procedures: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    reset: Callable[[], object] | None = None,
+) -> Timings:
     """Time procedures in turn, so that what slows the machine slows all of them.
 
     Every other round goes through them backwards, so that none always comes after the same one. The garbage collector
@@ -38,6 +44,7 @@ def interleaved(procedures: Mapping[str, Callable[[], object]], *, rounds: int, 
         procedures: what to time, by name. What one returns is dropped.
         rounds: how often each is timed.
         warmup: rounds before that, which do not count.
+        reset: called after each, outside the time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in procedures}
     for turn in range(-warmup, rounds):
@@ -53,6 +60,8 @@ def interleaved(procedures: Mapping[str, Callable[[], object]], *, rounds: int, 
                 gc.enable()
             if turn >= 0:
                 seconds[name].append(took)
+            if reset is not None:
+                reset()
     return Timings(seconds)
 
 

@@ -69,7 +69,7 @@ def task_examples(size: Size, length: int) -> list[TaggedPiece]:
     return pieces
 
 
-def build(kind: str, size: Size, length: int) -> tuple[PreTrainedModel, Objective, Sequence[Any]]:
+def build(kind: str, size: Size, length: int) -> tuple[PreTrainedModel, Objective, Any]:
     """Build the model, the objective and the examples of a kind of SFT: "language" or "task"."""
     tokenizer = build_tokenizer(size)
     if kind == "language":
@@ -91,7 +91,7 @@ def our_steps(
 ) -> None:
     """Train as `ltsft` does: the phase as `train_sft` runs it, Trainer and all."""
     model, objective, examples = build(kind, size, length)
-    model.to(device)
+    nn.Module.to(model, device)
     roles = parameter_roles(model)
     support = None
     origin: dict[str, Tensor] = {}
@@ -126,7 +126,7 @@ def plain_steps(
 ) -> None:
     """Train as the paper states it: dense gradients, masked by hand, clipped, and a dense AdamW; logits everywhere."""
     model, objective, examples = build(kind, size, length)
-    model.to(device).train()
+    nn.Module.to(model, device).train()
     roles = parameter_roles(model)
     batches = _plain_batches(kind, objective, size, examples, batch)
     masks = {}
@@ -163,7 +163,7 @@ def limit_steps(
 ) -> None:
     """Go forward and backward and learn nothing: what no training can be faster than."""
     model, objective, examples = build(kind, size, length)
-    model.to(device).train()
+    nn.Module.to(model, device).train()
     roles = parameter_roles(model)
     for p in model.parameters():
         p.requires_grad_(False)

@@ -164,7 +164,8 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
 
     The encoder's may be sparse, less its layer norms and what `freeze` names; parameters outside the encoder are the
     head, and so is a pooler, which stands in the encoder of some sequence classifiers and in no masked LM; output
-    embeddings stay frozen, as the authors of LT-SFT advise (Ansell et al. 2022, section 4).
+    embeddings stay frozen, as the authors of LT-SFT advise (Ansell et al. 2022, section 4). The bias beside them is of
+    the head: how frequent each sub-word is in a language has to go somewhere, and without it the encoder takes it in.
 
     Args:
         model: encoder with a head; output embeddings must be untied (`Base.masked_lm` does it).
@@ -192,7 +193,7 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
         raise ConfigError(f"freeze: {', '.join(patterns)} leaves no parameter of the encoder to train")
     encoder_ids = {id(p) for p in inside.values()}
     output = model.get_output_embeddings()
-    output_ids = {id(p) for p in output.parameters()} if output is not None else set()
+    output_ids = {id(output.weight)} if output is not None else set()
     head = {n: p for n, p in model.named_parameters() if id(p) not in encoder_ids | output_ids}
     both = sorted(set(head) & set(maskable))
     if both:

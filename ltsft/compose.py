@@ -1,75 +1,31 @@
 """Composition: a base with a weighted sum of diffs, in memory for as long as a `with` block lasts, or as a folder.
 
-Everything is checked, and every new weight computed, before the first weight of the model changes. On leaving, the
-touched weights are put back from saved copies, bit for bit: subtracting what was added would not do, for floats round.
+Everything is checked before the first weight of the model changes. On leaving, the touched weights are put back from
+saved copies, bit for bit: subtracting what was added would not do, for floats round. Who goes from one composition to
+the next in one model (the matrix, a server) uses `Resident` of `ltsft.resident`, which touches only what differs.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.errors import CompositionError
 from ltsft.files import flush_folder, fresh_folder
-from ltsft.sft import SFT, BaseRef
+from ltsft.fitting import named
+from ltsft.resident import RULES, Part, Piece, Resident, Rule
+from ltsft.sft import BaseRef
 
-__all__ = ["COMPOSITION_FILE", "RULES", "Part", "Piece", "Rule", "composed", "export_composition"]
+__all__ = ["COMPOSITION_FILE", "RULES", "Part", "Piece", "Resident", "Rule", "composed", "export_composition"]
 
 COMPOSITION_FILE = "composition.json"
 """In an exported folder: what it was composed of."""
-
-Part = tuple[SFT, float]
-"""An SFT and the weight that its diffs are multiplied by."""
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """What one part of a composition brings to one parameter.
-
-    Attributes:
-        places: Where in the touched weights its support lies, shape (k,), int64, strictly increasing.
-        values: Its diff there, shape (k,), float32.
-        weight: The part's weight.
-    """
-
-    places: Tensor
-    values: Tensor
-    weight: float
-
-
-Rule = Callable[[Tensor, Sequence[Piece]], Tensor]
-"""Takes the base values of a parameter's touched weights, (n,) float32, and what each part brings; gives new ones."""
-
-
-def sum_diffs(start: Tensor, pieces: Sequence[Piece]) -> Tensor:
-    """Add the weighted diffs to the base values, one part after the other in the order given.
-
-    The rule of the paper (Ansell et al., ACL 2022, section 3.2). Float addition rounds, so the order decides the last
-    bit: that is why it is part of the composition.
-
-    Args:
-        start: Base values of the touched weights, shape (n,), float32.
-        pieces: What each part brings, in order.
-
-    Returns:
-        New values, shape (n,), float32, on the device of `start`.
-    """
-    result = start.clone()
-    for piece in pieces:
-        result.index_add_(0, piece.places, piece.values * piece.weight)
-    return result
-
-
-RULES: dict[str, Rule] = {"sum": sum_diffs}
-"""The composition rules by name. A new rule is one function and one line here."""
 
 
 @contextmanager
@@ -83,9 +39,7 @@ def composed(
 ) -> Iterator[PreTrainedModel]:
     """Make the model base + SFTs for as long as the block lasts.
 
-    New values are computed in float32, part after part in the order listed, and rounded once to the model's dtype. The
-    head of a part replaces the model's. A language SFT whose head (that of masked language modelling) the model does
-    not have brings its diffs alone. On leaving, also through an exception, the touched weights are what they were, bit
+    How is said at `Resident.switch`. On leaving, also through an exception, the touched weights are what they were, bit
     for bit; blocks may be nested. Other weights that change inside the block are not put back.
 
     Args:
@@ -100,23 +54,18 @@ def composed(
 
     Raises:
         CompositionError: The rule is unknown, a weight is not finite, or a part belongs to another base, tokenizer or
-            label set, or does not fit the model's parameters. The model has not been touched. Also on leaving, if the
-            model was converted to another dtype inside the block.
+            label set, or does not fit the model's parameters. The model is as it was. Also on leaving, if the model
+            was converted to another dtype inside the block.
 
     Example:
         >>> with composed(model, [(language_sft, 1.0), (task_sft, 1.0)], base=base.ref):  # doctest: +SKIP
         ...     score(model)
     """
-    changes = _planned(model, list(parts), base=base, rule=rule, heads=heads)
-    with torch.no_grad():
-        saved = [change.current() for change in changes]
+    resident = Resident(model, base=base, rule=rule, heads=heads)
     try:
-        with torch.no_grad():
-            for change in changes:
-                change.write(change.new)
-        yield model
+        yield resident.switch(parts)
     finally:
-        _restore(changes, saved)
+        resident.switch([])
 
 
 def export_composition(
@@ -212,7 +161,7 @@ def _export_card(parts: Sequence[Part], base: BaseRef, rule: str, own_head: str 
             'tags: ["sparse-fine-tuning", "lt-sft"]',
             "---",
             "",
-            f"# {_named(base)} with {' + '.join(f'{sft.kind} SFT {sft.subject}' for sft, _ in parts) or 'no SFT'}",
+            f"# {named(base)} with {' + '.join(f'{sft.kind} SFT {sft.subject}' for sft, _ in parts) or 'no SFT'}",
             "",
             "A composition of sparse fine-tunings (Lottery-Ticket SFT, Ansell et al., ACL 2022) with their base, by",
             f"the rule `{rule}`. Size and architecture are the base's; {loading}",
@@ -223,192 +172,3 @@ def _export_card(parts: Sequence[Part], base: BaseRef, rule: str, own_head: str 
             "",
         ]
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Change:
-    """New values for some weights of one parameter; `places` None stands for all of them."""
-
-    name: str
-    parameter: nn.Parameter
-    places: Tensor | None
-    new: Tensor
-
-    def current(self) -> Tensor:
-        whole = self.parameter.detach()
-        return whole.clone() if self.places is None else whole.reshape(-1)[self.places]
-
-    def write(self, values: Tensor) -> None:
-        whole = self.parameter.detach()
-        if self.places is None:
-            whole.copy_(values)
-        elif whole.is_contiguous():
-            whole.view(-1)[self.places.to(whole.device)] = values.to(whole)
-        else:
-            flat = whole.reshape(-1)
-            flat[self.places.to(whole.device)] = values.to(whole)
-            whole.copy_(flat.reshape(whole.shape))
-
-
-def _restore(changes: list[_Change], saved: list[Tensor]) -> None:
-    converted = []
-    with torch.no_grad():
-        for change, values in zip(changes, saved, strict=True):
-            change.write(values)
-            if change.parameter.dtype != values.dtype:
-                converted.append(f"{change.name} from {values.dtype} to {change.parameter.dtype}")
-    if converted:
-        raise CompositionError(
-            f"{converted[0]} ({len(converted)} parameters) was converted inside a composition, so the base cannot be "
-            "restored bit for bit; convert the model before composing"
-        )
-
-
-def _planned(model: PreTrainedModel, parts: list[Part], *, base: BaseRef, rule: str, heads: bool) -> list[_Change]:
-    """Check everything and compute all new values; touches nothing."""
-    if rule not in RULES:
-        raise CompositionError(f"composition rule {rule!r} is unknown; allowed are {', '.join(sorted(RULES))}")
-    encoder = dict(model.base_model.named_parameters(remove_duplicate=False))
-    for sft, weight in parts:
-        _check_weight(sft, weight)
-        _check_base(sft, base)
-        _check_diffs(sft, encoder)
-    with_head = [sft for sft, _ in parts if heads and sft.head and _has_head(model, sft)]
-    for sft in with_head:
-        _check_labels(sft, model)
-    with torch.no_grad():
-        changes = _diff_changes(parts, encoder, RULES[rule])
-        return changes + _head_changes(with_head, model, {id(change.parameter): change.name for change in changes})
-
-
-def _check_weight(sft: SFT, weight: float) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise CompositionError(f"{sft.title}: weight must be a finite number, got {weight!r}")
-
-
-def _check_base(sft: SFT, base: BaseRef) -> None:
-    if sft.base.fingerprint != base.fingerprint:
-        raise CompositionError(
-            f"{sft.title} belongs to another base: {_named(sft.base)} with fingerprint {sft.base.fingerprint}, "
-            f"but the model is {_named(base)} with fingerprint {base.fingerprint}; load the SFT's base, or train the "
-            "SFT on this one"
-        )
-    if sft.base.tokenizer_fingerprint != base.tokenizer_fingerprint:
-        raise CompositionError(
-            f"{sft.title} was learnt with another tokenizer: fingerprint {sft.base.tokenizer_fingerprint} "
-            f"({_named(sft.base)}), but that of {_named(base)} is {base.tokenizer_fingerprint}; load the SFT's base "
-            "with its tokenizer"
-        )
-
-
-def _named(base: BaseRef) -> str:
-    return f"{base.id}@{base.revision}" if base.revision else base.id
-
-
-def _check_diffs(sft: SFT, encoder: dict[str, nn.Parameter]) -> None:
-    for name, diff in sft.diffs.items():
-        if name not in encoder:
-            raise CompositionError(
-                f"{sft.title}: diff of {name}: the model's encoder has no such parameter (it has {len(encoder)}, such "
-                f"as {next(iter(encoder), 'none')}); is this a model of the SFT's base?"
-            )
-        parameter = encoder[name]
-        if tuple(diff.shape) != tuple(parameter.shape):
-            raise CompositionError(
-                f"{sft.title}: diff of {name}: shape {list(diff.shape)}, but the model's is {list(parameter.shape)}"
-            )
-        if not parameter.is_floating_point() or parameter.is_meta:
-            raise CompositionError(
-                f"{sft.title}: diff of {name}: the model's parameter is {parameter.dtype} on {parameter.device}; load "
-                "the model with float weights"
-            )
-        problem = diff.problem()
-        if problem:
-            raise CompositionError(f"{sft.title}: diff of {name}: {problem}")
-
-
-def _has_head(model: PreTrainedModel, sft: SFT) -> bool:
-    """Say whether the model has all of the SFT's head; it must have a task SFT's.
-
-    Having some of it is not enough: ModernBERT's masked LM and its token classifier share the name of one layer.
-    """
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    missing = sorted(sft.head.keys() - parameters)
-    if missing and sft.kind == "task":
-        raise CompositionError(
-            f"{sft.title}: head {missing[0]}: {type(model).__name__} has no such parameter; load the model with the "
-            "head of the target task, or compose with heads=False"
-        )
-    return not missing
-
-
-def _check_labels(sft: SFT, model: PreTrainedModel) -> None:
-    if not sft.labels:
-        return
-    labels = tuple(str(name) for _, name in sorted((model.config.id2label or {}).items()))
-    if labels != tuple(sft.labels):
-        raise CompositionError(
-            f"{sft.title} has another label set: {', '.join(sft.labels)}; the model's is {', '.join(labels)}; make the "
-            "model's token classifier with the SFT's labels, in their order"
-        )
-
-
-def _diff_changes(parts: list[Part], encoder: dict[str, nn.Parameter], rule: Rule) -> list[_Change]:
-    names = sorted({name for sft, _ in parts for name, diff in sft.diffs.items() if diff.support_size})
-    owners: dict[int, str] = {}
-    changes = []
-    for name in names:
-        parameter = encoder[name]
-        other = owners.setdefault(id(parameter), name)
-        if other != name:
-            raise CompositionError(f"diffs of {other} and {name}: the model has tied them to one parameter; untie them")
-        bringing = [(sft.diffs[name], weight) for sft, weight in parts if name in sft.diffs]
-        places, pieces = _aligned([(diff.indices, diff.values, float(weight)) for diff, weight in bringing])
-        start = parameter.detach().reshape(-1)[places.to(parameter.device)].float().cpu()
-        new = rule(start, pieces).to(parameter.dtype)
-        wrong = torch.nonzero(~torch.isfinite(new))
-        if wrong.numel():
-            at = int(places[int(wrong[0])])
-            titles = ", ".join(sft.title for sft, _ in parts if name in sft.diffs)
-            raise CompositionError(f"{titles}: {name}: the new value at index {at} is not finite in {parameter.dtype}")
-        changes.append(_Change(name, parameter, places.to(parameter.device), new.to(parameter.device)))
-    return changes
-
-
-def _aligned(diffs: list[tuple[Tensor, Tensor, float]]) -> tuple[Tensor, list[Piece]]:
-    """Return the union of the supports, and each part's diff by its places in that union."""
-    supports = [indices.cpu().long() for indices, _, _ in diffs]
-    union = supports[0] if len(supports) == 1 else torch.unique(torch.cat(supports), sorted=True)
-    pieces = [
-        Piece(places=torch.searchsorted(union, support), values=values.cpu(), weight=weight)
-        for support, (_, values, weight) in zip(supports, diffs, strict=True)
-    ]
-    return union, pieces
-
-
-def _head_changes(sfts: list[SFT], model: PreTrainedModel, touched: dict[int, str]) -> list[_Change]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    owners: dict[int, SFT] = {}
-    changes = []
-    for sft in sfts:
-        for name, value in sorted(sft.head.items()):
-            parameter, place = parameters[name], f"{sft.title}: head {name}"
-            if tuple(value.shape) != tuple(parameter.shape):
-                raise CompositionError(
-                    f"{place}: shape {list(value.shape)}, but the model's is {list(parameter.shape)}"
-                )
-            new = value.detach().to(device=parameter.device, dtype=parameter.dtype)
-            if not bool(torch.isfinite(new).all()):
-                raise CompositionError(f"{place}: holds values that are not finite in {parameter.dtype}")
-            if id(parameter) in touched:
-                raise CompositionError(
-                    f"{place}: is tied to {touched[id(parameter)]}, which a diff changes; untie them"
-                )
-            owner = owners.setdefault(id(parameter), sft)
-            if owner is not sft:
-                raise CompositionError(
-                    f"{place}: {owner.title} brings it too, and heads do not add up; take the head out of one of them "
-                    "(dataclasses.replace(sft, head={}, labels=())), or compose with heads=False"
-                )
-            changes.append(_Change(name, parameter, None, new))
-    return changes

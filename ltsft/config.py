@@ -214,8 +214,8 @@ class TargetTask(Frozen):
 
     @property
     def source_name(self) -> str:
-        """What the source languages are called together: ``en``, ``en+de`` mixed, ``en>de`` one after the other."""
-        return (">" if self.order == "sequential" else "+").join(self.sources)
+        """What the source languages are called together: ``en``, ``en and de`` mixed, ``en then de`` in sequence."""
+        return (" then " if self.order == "sequential" else " and ").join(self.sources)
 
     def labelled(self, language: str) -> Mapping[str, LabelledData]:
         """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
@@ -255,6 +255,7 @@ class Recipe(Frozen):
     density: float | None = Field(None, gt=0, le=1, description="share of the maskable weights that may train")
     size: int | None = Field(None, ge=1, description="K itself, instead of a density")
     iterations: int = Field(1, ge=1, description="rounds of select and train; each adds its share of K")
+    head: Phase | None = Field(None, description="trains the head alone, before the full phase; none when null")
     full: Phase = Phase()
     sparse: Phase = Phase()
     batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes")
@@ -269,6 +270,7 @@ class Recipe(Frozen):
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -277,13 +279,16 @@ class Recipe(Frozen):
             raise ValueError("give either density, in (0, 1], or size, the number of weights")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        if self.head is not None and self.head.l1:
+            raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds must be distinct")
         return self
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        return {**self.model_dump(mode="json", exclude={"seeds"}), "seed": seed}
+        rounded = {"values": self.values} if self.values != "float32" else {}  # the exact one changes nothing
+        return {**self.model_dump(mode="json", exclude={"seeds", "values"}), **rounded, "seed": seed}
 
 
 class Store(Frozen):

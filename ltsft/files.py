@@ -1,7 +1,8 @@
 """An SFT as a folder: writing it so that nobody sees half of it, and reading it with every check made first.
 
-    sft.safetensors   "diff.indices" and "diff.values": the supports and the values of all parameters, one after the
-                      other in the order of the manifest; "head.<name>": each parameter of the head, whole
+    sft.safetensors   "diff.gaps" and "diff.values": the supports and the values of all parameters, one after the
+                      other in the order of the manifest, packed (`ltsft.packing`); "head.<name>": each parameter of
+                      the head, whole
     README.md         a card for people
     sft.json          the manifest, written last: a folder without it is not an SFT
 
@@ -16,10 +17,15 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
@@ -27,13 +33,15 @@ from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
 from ltsft.errors import SFTFileError
-from ltsft.manifest import FORMAT_VERSION, Manifest, parse_manifest, seal_manifest
+from ltsft.manifest import FORMAT_VERSION, DiffEntry, Manifest, parse_manifest, seal_manifest
+from ltsft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack
 from ltsft.sft import SFT, BaseRef, Diff
 
 __all__ = [
     "CARD_FILE",
     "MANIFEST_FILE",
     "TENSOR_FILE",
+    "StoredValues",
     "flush_folder",
     "fresh_folder",
     "load_sft",
@@ -46,13 +54,15 @@ TENSOR_FILE = "sft.safetensors"
 MANIFEST_FILE = "sft.json"
 CARD_FILE = "README.md"
 
-_INDICES = "diff.indices"
+_GAPS = "diff.gaps"
 _VALUES = "diff.values"
+_NOTHING = torch.zeros(0, dtype=torch.uint8)
 _HEAD = "head."
+StoredValues = Literal["float32", "bfloat16"]
 _HEAD_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def save_sft(sft: SFT, folder: str | Path) -> Path:
+def save_sft(sft: SFT, folder: str | Path, *, values: StoredValues = "float32") -> Path:
     """Write an SFT as a folder.
 
     All files are written beside the folder, flushed to the disk, and then put in place: by one rename where the folder
@@ -63,6 +73,8 @@ def save_sft(sft: SFT, folder: str | Path) -> Path:
     Args:
         sft: The SFT. Diffs and head are checked as when loading.
         folder: The folder to write. Missing parents are made.
+        values: The precision of the stored values: "float32" keeps every bit; "bfloat16" takes half the room, rounds,
+            and is recorded in the manifest. Loading gives float32 either way.
 
     Returns:
         The folder.
@@ -79,8 +91,8 @@ def save_sft(sft: SFT, folder: str | Path) -> Path:
     _refuse_unsound(sft, folder)
     if folder.exists() and not folder.is_dir():
         raise SFTFileError(f"{folder} is a file; an SFT is a folder: name another place")
-    tensors = _packed(sft)
-    manifest = _manifest(sft, tensors, folder / MANIFEST_FILE)
+    tensors, packing = _packed(sft, values, folder)
+    manifest = _manifest(sft, tensors, packing, folder / MANIFEST_FILE)
     if _is_same(folder, manifest, tensors):
         return folder
     with fresh_folder(folder) as fresh:
@@ -96,8 +108,9 @@ def load_sft(folder: str | Path) -> SFT:
     """Read an SFT folder, after checking everything that a reader relies on.
 
     Checked are: the manifest (there, parsed, of a known format, in agreement with itself), the size and the SHA-256 of
-    the tensor file, which tensors it holds, their dtypes and shapes, the range and strict order of the indices, and
-    that all values are finite.
+    the tensor file, which tensors it holds, their dtypes and shapes, that the diffs unpack to as many numbers as the
+    manifest says, the range and strict order of the indices, and that all values are finite. Hashing and unpacking
+    share the cores.
 
     Args:
         folder: The folder.
@@ -111,13 +124,25 @@ def load_sft(folder: str | Path) -> SFT:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     file = folder / TENSOR_FILE
-    tensors = _checked_tensors(file, manifest)
+    content = _read_tensors(file, manifest)
+    hashing = ThreadPoolExecutor(1)  # beside the parsing, whose result is dropped where the hash does not fit
+    digest = hashing.submit(lambda: hashlib.sha256(content).hexdigest())
+    try:
+        tensors = _checked_tensors(file, content, manifest)
+        diffs = _unpacked(file, manifest, tensors)
+        head = _head(file, manifest, tensors)
+    except SFTFileError:
+        _refuse_hash(file, digest.result(), manifest)
+        raise
+    finally:
+        hashing.shutdown()
+    _refuse_hash(file, digest.result(), manifest)
     sft = SFT(
         kind=manifest.kind,
         subject=manifest.subject,
         base=BaseRef(**manifest.base.model_dump()),
-        diffs=_unpacked(file, manifest, tensors),
-        head=_head(file, manifest, tensors),
+        diffs=diffs,
+        head=head,
         labels=manifest.labels,
         maskable=manifest.maskable,
         source_languages=manifest.source_languages,
@@ -214,17 +239,38 @@ def _refuse_unsound(sft: SFT, place: Path) -> None:
             raise SFTFileError(f"{place}: head {name} holds values that are not finite")
 
 
-def _packed(sft: SFT) -> bytes:
-    """Return the bytes of the tensor file: safetensors sorts by dtype and name, so they depend on the SFT alone."""
+def _packed(sft: SFT, values: StoredValues, folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """Give the bytes of the tensor file, and how the diffs are packed in it.
+
+    safetensors sorts by dtype and name, so the bytes depend on the SFT alone.
+    """
+    if values not in ("float32", "bfloat16"):
+        raise SFTFileError(f"{folder}: values must be stored as float32 or bfloat16, got {values!r}")
     diffs = [sft.diffs[name] for name in sorted(sft.diffs)]
-    indices = [diff.indices.cpu() for diff in diffs] or [torch.zeros(0, dtype=torch.int32)]
-    values = [diff.values.cpu() for diff in diffs] or [torch.zeros(0, dtype=torch.float32)]
+    gaps = pack(indices_to_gaps([diff.indices.numpy() for diff in diffs]))
+    row = torch.cat([diff.values for diff in diffs]) if diffs else torch.zeros(0)
+    if values == "bfloat16":
+        row = row.bfloat16()
+        if not bool(torch.isfinite(row).all()):
+            raise SFTFileError(f"{folder}: a value is too large for bfloat16; store float32")
+    packed = pack(row.numpy() if values == "float32" else row.view(torch.uint16).numpy())
     # clone: safetensors refuses tensors that share memory, and two names of a head may.
     head = {_HEAD + name: value.detach().cpu().contiguous().clone() for name, value in sft.head.items()}
-    return pack_tensors({_INDICES: torch.cat(indices), _VALUES: torch.cat(values), **head})
+    packing = {
+        "codec": "pcodec",
+        "chunk": CHUNK,
+        "values": values,
+        "gap_bytes": [len(stream) for stream in gaps],
+        "value_bytes": [len(stream) for stream in packed],
+    }
+    return pack_tensors({_GAPS: _bytes(gaps), _VALUES: _bytes(packed), **head}), packing
 
 
-def _manifest(sft: SFT, tensors: bytes, file: Path) -> bytes:
+def _bytes(streams: list[bytes]) -> Tensor:
+    return torch.frombuffer(bytearray(b"".join(streams)), dtype=torch.uint8) if streams else _NOTHING.clone()
+
+
+def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> bytes:
     subject = "language" if sft.kind == "language" else "target_task"
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -249,6 +295,7 @@ def _manifest(sft: SFT, tensors: bytes, file: Path) -> bytes:
             {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
             for name, value in sorted(sft.head.items())
         ],
+        "packing": packing,
         "tensor_file": {"size_bytes": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()},
         "details": sft.details,
     }
@@ -330,26 +377,30 @@ def _read_manifest(folder: Path) -> Manifest:
     return parse_manifest(text, file)
 
 
-def _checked_tensors(file: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """Read the tensor file once, so that what was hashed is what is parsed."""
+def _read_tensors(file: Path, manifest: Manifest) -> bytes:
+    """Read the tensor file once, so that what is hashed is what is parsed."""
     expected = manifest.tensor_file
     try:
         size = file.stat().st_size
         if size != expected.size_bytes:
             raise SFTFileError(f"{file} has {size} bytes, the manifest says {expected.size_bytes}; fetch the SFT again")
-        content = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise SFTFileError(f"{file} cannot be read ({error.strerror}); fetch the SFT again") from error
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != expected.sha256:
-        raise SFTFileError(
-            f"{file} is corrupt: SHA-256 is {actual}, the manifest says {expected.sha256}; fetch it again"
-        )
+
+
+def _refuse_hash(file: Path, actual: str, manifest: Manifest) -> None:
+    expected = manifest.tensor_file.sha256
+    if actual != expected:
+        raise SFTFileError(f"{file} is corrupt: SHA-256 is {actual}, the manifest says {expected}; fetch it again")
+
+
+def _checked_tensors(file: Path, content: bytes, manifest: Manifest) -> dict[str, Tensor]:
     try:
         tensors = parse_tensors(content)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SFTFileError(f"{file} is not a safetensors file: {error}") from error
-    names = {_INDICES, _VALUES, *(_HEAD + entry.name for entry in manifest.head)}
+    names = {_GAPS, _VALUES, *(_HEAD + entry.name for entry in manifest.head)}
     for name in sorted(names ^ tensors.keys()):
         found = "missing" if name in names else "not in the manifest"
         raise SFTFileError(f"{file}: tensor {name} is {found}")
@@ -357,20 +408,46 @@ def _checked_tensors(file: Path, manifest: Manifest) -> dict[str, Tensor]:
 
 
 def _unpacked(file: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Diff]:
-    for name, dtype in ((_INDICES, torch.int32), (_VALUES, torch.float32)):
+    packing, count = manifest.packing, manifest.support_size
+    is_whole = packing.values == "float32"
+    work = []
+    for name, sizes, dtype in (
+        (_GAPS, packing.gap_bytes, np.uint32),
+        (_VALUES, packing.value_bytes, np.float32 if is_whole else np.uint16),
+    ):
         tensor = tensors[name]
-        if tensor.dtype != dtype or list(tensor.shape) != [manifest.support_size]:
-            raise SFTFileError(
-                f"{file}: tensor {name} is {tensor.dtype} of shape {list(tensor.shape)}, "
-                f"the manifest asks for {dtype} of shape {[manifest.support_size]}"
-            )
-    counts = [entry.support_size for entry in manifest.diffs]
-    indices = torch.split(tensors[_INDICES], counts)
-    values = torch.split(tensors[_VALUES], counts)
-    return {
-        entry.name: Diff(indices=indices[place], values=values[place], shape=entry.shape)
-        for place, entry in enumerate(manifest.diffs)
-    }
+        if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+            raise SFTFileError(f"{file}: tensor {name} is {tensor.dtype}; packed numbers are one row of torch.uint8")
+        try:
+            work.append(unpack(tensor.numpy().data, sizes, count, dtype))
+        except PackingError as error:
+            raise SFTFileError(f"{file}: tensor {name} {error}") from error
+    try:
+        chunks = in_parallel([*work[0], *work[1]])
+    except PackingError as error:
+        raise SFTFileError(f"{file}: the diffs are corrupt: {error}") from error
+    half = len(work[0])
+    gaps = np.concatenate([np.zeros(0, np.uint32), *chunks[:half]])
+    row = (
+        torch.from_numpy(np.concatenate([np.zeros(0, chunks[half].dtype), *chunks[half:]])) if count else torch.zeros(0)
+    )
+    values = row if is_whole or not count else row.view(torch.bfloat16).float()
+    return _placed(file, manifest, gaps, values)
+
+
+def _placed(file: Path, manifest: Manifest, gaps: np.ndarray[Any, Any], values: Tensor) -> dict[str, Diff]:
+    ends = list(accumulate(entry.support_size for entry in manifest.diffs))
+
+    def place(entry: DiffEntry, end: int) -> Diff:
+        start = end - entry.support_size
+        try:
+            indices = gaps_to_indices(gaps[start:end], prod(entry.shape))
+        except PackingError as error:
+            raise SFTFileError(f"{file}: diff of {entry.name}: {error} (shape {list(entry.shape)})") from error
+        return Diff(indices=torch.from_numpy(indices), values=values[start:end], shape=entry.shape)
+
+    work = [partial(place, entry, end) for entry, end in zip(manifest.diffs, ends, strict=True)]
+    return {entry.name: diff for entry, diff in zip(manifest.diffs, in_parallel(work), strict=True)}
 
 
 def _head(file: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

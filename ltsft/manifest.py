@@ -19,8 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ltsft.errors import SFTFileError
 from ltsft.sft import MAX_PARAMETER_SIZE
 
-FORMAT_VERSION = 1
-"""The format that is written. A later one may pack the indices more tightly; each stays readable."""
+FORMAT_VERSION = 2
+"""The format that is written and read. Version 1, whose tensors were not packed, was never released."""
+
+MAX_EXPANSION = 64
+"""Times its size that a tensor file may unpack to, beyond `FREE_EXPANSION`: a small file cannot ask for all memory."""
+
+FREE_EXPANSION = 2**30
+"""Bytes that any tensor file may unpack to."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$", max_length=500)]
 Count = Annotated[int, Field(ge=0)]
@@ -66,6 +72,16 @@ class HeadEntry(_Part):
     dtype: Literal["float32", "float16", "bfloat16"]
 
 
+class PackingEntry(_Part):
+    """How the diffs are packed in the tensor file."""
+
+    codec: Literal["pcodec"]
+    chunk: Literal[1048576]
+    values: Literal["float32", "bfloat16"]
+    gap_bytes: tuple[Count, ...]
+    value_bytes: tuple[Count, ...]
+
+
 class FileEntry(_Part):
     """What the bytes of the tensor file must be."""
 
@@ -76,7 +92,7 @@ class FileEntry(_Part):
 class Manifest(_Part):
     """All of `sft.json`."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     kind: Literal["language", "task"]
     language: str | None = None
     target_task: str | None = None
@@ -88,6 +104,7 @@ class Manifest(_Part):
     maskable: Count
     diffs: tuple[DiffEntry, ...]
     head: tuple[HeadEntry, ...]
+    packing: PackingEntry
     tensor_file: FileEntry
     details: dict[str, Any]
     seal: Digest
@@ -113,6 +130,8 @@ class Manifest(_Part):
             raise ValueError(f"support_size is {self.support_size} but the parameters' add up to {total}")
         if total > self.maskable:
             raise ValueError(f"support_size {total} exceeds the {self.maskable} maskable weights")
+        if 8 * total > FREE_EXPANSION + MAX_EXPANSION * self.tensor_file.size_bytes:
+            raise ValueError(f"support_size {total} cannot come from {self.tensor_file.size_bytes} bytes of tensors")
         density = total / self.maskable if self.maskable else 0.0
         if density != self.density:
             raise ValueError(f"density is {self.density} but support_size / maskable is {density}")

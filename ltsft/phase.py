@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import time
-from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, nn
-from torch.autograd.function import FunctionCtx
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
     PrinterCallback,
@@ -33,15 +31,15 @@ from transformers import (
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
 from ltsft.errors import TrainingError
+from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
-from ltsft.optim import SupportModule
+from ltsft.processes import is_first_process, of_first_process, wait_for_all
 from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 WHOLE = "whole.json"
 POOL_BATCHES = 50
 LOGS_IN_A_PHASE = 50
-_Loaded = namedtuple("_Loaded", "missing_keys unexpected_keys")
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
     """
     phase.folder.mkdir(parents=True, exist_ok=True)
     done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
-    module = _LossModule(phase)
+    module = LossModule(phase)
     if not done.is_file():
         _train(phase, module, report)
         wait_for_all()
@@ -119,7 +117,7 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
     return PhaseResult(phase.name, found["steps"], found["step"], found["score"])
 
 
-def _train(phase: Phase, module: _LossModule, report: OnStep) -> None:
+def _train(phase: Phase, module: LossModule, report: OnStep) -> None:
     steps = phase.steps
     recipe = phase.recipe
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -167,7 +165,7 @@ def _train(phase: Phase, module: _LossModule, report: OnStep) -> None:
     trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
 
 
-def _optimizer(phase: Phase, module: _LossModule) -> torch.optim.Optimizer:
+def _optimizer(phase: Phase, module: LossModule) -> torch.optim.Optimizer:
     groups = [
         {"params": list(module.maskable.values()), "weight_decay": phase.recipe.weight_decay},
         {"params": list(phase.head.values()), "weight_decay": 0.0},
@@ -181,100 +179,6 @@ def _optimizer(phase: Phase, module: _LossModule) -> torch.optim.Optimizer:
         several = phase.objective
         optimizer.register_step_pre_hook(lambda *_: several.take_out())
     return optimizer
-
-
-class _LossModule(nn.Module):
-    """What Trainer trains: the objective's loss, plus the L1 pull; its state is what is trained alone.
-
-    Attributes:
-        maskable: what trains of the maskable parameters: whole ones, or the values on their support.
-        trained: those, and the head.
-        tokens: sub-words since someone last set it to 0.
-    """
-
-    def __init__(self, phase: Phase) -> None:
-        super().__init__()
-        loss = _Loss(phase.model, phase.objective).requires_grad_(False)
-        for p in phase.head.values():
-            p.requires_grad_(True)
-        self.sparse: SupportModule | None = None
-        self.maskable = dict(phase.maskable)
-        if phase.support is None:
-            for p in self.maskable.values():
-                p.requires_grad_(True)
-        else:
-            names = {id(p): name for name, p in loss.named_parameters()}
-            full = {name: names[id(p)] for name, p in phase.maskable.items()}
-            self.sparse = SupportModule(loss, {full[name]: indices for name, indices in phase.support.items()})
-            values = self.sparse.values
-            self.maskable = {name: values[full[name]] for name in phase.maskable if full[name] in values}
-        self._loss: nn.Module = loss if self.sparse is None else self.sparse
-        self.trained = {**self.maskable, **phase.head}
-        self.tokens = 0
-        self._several = phase.objective if isinstance(phase.objective, SeveralSources) else None
-        self._l1 = phase.settings.l1
-        self._weights = sum(p.numel() for p in phase.maskable.values())
-        self._pull_to = phase.pull_to
-        if self._l1:
-            self._pull_to = {name: phase.pull_to[name].to(p.device) for name, p in self.maskable.items()}
-
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self._several is not None:
-            self._several.put_in(batch)
-        loss = self._loss(batch)
-        if self._l1:
-            loss = loss + self._l1 * self.l1_distance() / self._weights
-        return {"loss": loss}
-
-    def l1_distance(self) -> Tensor:
-        """Sum of |theta - theta0| over the maskable weights, a scalar; off a support it is 0."""
-        distances = [_Distance.apply(p, self._pull_to[name].to(p.device)) for name, p in self.maskable.items()]
-        return torch.stack(distances).sum()
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        return {name: p.detach() for name, p in self.trained.items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        missing = [name for name in self.trained if name not in state_dict]
-        if missing:
-            raise TrainingError(f"a checkpoint lacks {missing[0]!r}; remove the working folder to train anew")
-        for name, p in self.trained.items():
-            if state_dict[name].shape != p.shape:
-                raise TrainingError(
-                    f"a checkpoint has {name!r} of shape {tuple(state_dict[name].shape)} in place of {tuple(p.shape)}; "
-                    "remove the working folder to train anew"
-                )
-            p.copy_(state_dict[name])
-        if self.sparse is not None:
-            self.sparse.write_back()
-        return _Loaded([], [])
-
-
-class _Loss(nn.Module):
-    """The loss of an objective as a module: the model's parameters are its own."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self._objective = objective
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self._objective.loss(self.model, batch)
-
-
-class _Distance(torch.autograd.Function):
-    """Sum of |weight - anchor|; keeps no difference for the backward pass, where autograd would keep one a weight."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, anchor: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, anchor)
-        return (weight - anchor).abs_().sum()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        weight, anchor = ctx.saved_tensors
-        return (weight - anchor).sign_().mul_(gradients[0]), None
 
 
 class _Stream(Dataset[tuple[int, Any]]):
@@ -320,7 +224,7 @@ class _Stream(Dataset[tuple[int, Any]]):
         return torch.tensor([example for i in of_batches for example in batches[i]])
 
 
-def _collator(phase: Phase, module: _LossModule) -> Callable[[list[tuple[int, Any]]], dict[str, Any]]:
+def _collator(phase: Phase, module: LossModule) -> Callable[[list[tuple[int, Any]]], dict[str, Any]]:
     def collate(items: list[tuple[int, Any]]) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(phase.seed * 1_000_003 + items[0][0])
         batch = phase.objective.collate([example for _, example in items], generator)
@@ -334,7 +238,7 @@ def _collator(phase: Phase, module: _LossModule) -> Callable[[list[tuple[int, An
 class _Watch(TrainerCallback):
     """Saves by time, scores the held-out examples, keeps the best weights and reports."""
 
-    def __init__(self, phase: Phase, module: _LossModule, report: OnStep) -> None:
+    def __init__(self, phase: Phase, module: LossModule, report: OnStep) -> None:
         self._phase = phase
         self._module = module
         self._report = report
@@ -353,7 +257,7 @@ class _Watch(TrainerCallback):
         if state.global_step in self._evaluate_at:
             self._evaluate(state.global_step)
         is_due = time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds
-        if state.global_step < self._steps and _of_first_process(is_due, args.device):
+        if state.global_step < self._steps and of_first_process(is_due, args.device):
             control.should_save = True
         if state.is_world_process_zero:
             self._report(state.global_step, self._steps, self._metrics)
@@ -420,27 +324,7 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
     """Give the autocast context of a precision; fp32 has none."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one, of those that train together, that writes files."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
-
-
-def wait_for_all() -> None:
-    """Wait until all processes that train together are here."""
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
-def _of_first_process(decision: bool, device: torch.device) -> bool:
-    """Give what the first process decided: clocks differ, and a checkpoint is written by all processes or none."""
-    if not distributed.is_initialized():
-        return decision
-    told = torch.tensor(decision, device=device)
-    distributed.broadcast(told, 0)
-    return bool(told)
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _newest_checkpoint(folder: Path) -> str | None:

@@ -72,7 +72,7 @@ class Product:
         key: the hash of `parts`.
         parts: everything that determines it.
         needs: subjects of the products that it is made from.
-        language: of a language SFT or a cell; the source language of a task SFT, or several as ``en+de``.
+        language: of a language SFT or a cell; the source language of a task SFT, or several as ``en and de``.
         target_task: of a task SFT or a cell.
         seed: of an SFT.
         is_supervised: whether a task SFT learns from the labelled data of a target language, for comparison.

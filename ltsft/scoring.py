@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.compose import Part, composed
+from ltsft.compose import Part, Resident
 from ltsft.config import Precision
 from ltsft.interference import interference
 from ltsft.objectives import Evaluation, TargetObjective
@@ -31,13 +31,13 @@ class CellData:
         test: examples of the language's test sentences.
         source_dev: examples of dev sentences of the source language.
         text: held-out sequences of the language's raw text.
-        majority: what always giving the most frequent answer of the training data scores; None if it has no meaning.
+        majority: the most frequent answer of the source languages' training data; None if it has no meaning.
     """
 
     test: Sequence[Any]
     source_dev: Sequence[Any]
     text: Sequence[Any]
-    majority: float | None
+    majority: str | None
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Scorer:
         self._masked_lm = masked_lm
         self._precision = precision
         self._device = device
-        self._tagger = _resident(objective.build_model(base, seed=0), device)
-        self._language_model = _resident(base.masked_lm(), device)
+        self._tagger = Resident(_ready(objective.build_model(base, seed=0), device), base=base.ref)
+        self._language_model = Resident(_ready(base.masked_lm(), device), base=base.ref)
 
     def score(
         self,
@@ -108,7 +108,7 @@ class Scorer:
             "seeds": float(len(tasks)),
         }
         if data.majority is not None:
-            metrics["score_majority"] = data.majority
+            metrics["score_majority"] = self._objective.majority_score(data.majority, data.test)
         for name in sorted(composed_scores[0].metrics.keys() - {"size", "words"}):
             metrics[f"test.{name}"] = fmean(e.metrics[name] for e in composed_scores)
             metrics[f"test_task_only.{name}"] = fmean(e.metrics[name] for e in alone)
@@ -127,7 +127,8 @@ class Scorer:
         if len(data.text):
             plain = self._language_loss(data.text, [])
             alone = self._language_loss(data.text, [(language, 1.0)])
-            both = self._language_loss(data.text, [(language, 1.0)], [(task, 1.0)])
+            headless = replace(task, head={}, labels=())
+            both = self._language_loss(data.text, [(language, 1.0), (headless, 1.0)])
             metrics = {
                 "functional.base_loss": plain,
                 "functional.language_loss": alone,
@@ -141,20 +142,17 @@ class Scorer:
         return metrics
 
     def _tag(self, examples: Sequence[Any], parts: Sequence[Part]) -> Evaluation:
-        with composed(self._tagger, parts, base=self._base.ref), autocast(self._precision, self._device):
-            return self._objective.evaluate(self._tagger, examples)
+        model = self._tagger.switch(parts)
+        with autocast(self._precision, self._device):
+            return self._objective.evaluate(model, examples)
 
-    def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
-        model, ref = self._language_model, self._base.ref
-        with (
-            composed(model, language, base=ref),
-            composed(model, tasks, base=ref, heads=False),
-            autocast(self._precision, self._device),
-        ):
+    def _language_loss(self, text: Sequence[Any], parts: Sequence[Part]) -> float:
+        model = self._language_model.switch(parts)
+        with autocast(self._precision, self._device):
             return self._masked_lm.evaluate(model, text).metrics["loss"]
 
 
-def _resident(model: PreTrainedModel, device: str) -> PreTrainedModel:
+def _ready(model: PreTrainedModel, device: str) -> PreTrainedModel:
     nn.Module.to(model, device)
     model.eval()
     return model

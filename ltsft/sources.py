@@ -111,25 +111,33 @@ def open_lines(source: Source, *, errors: Errors = "strict") -> Iterator[str]:
             raise SourceError(_undecodable(source, number, data, error)) from None
 
 
-def read_text(sources: Iterable[Source], *, errors: Errors = "strict") -> Iterator[str]:
+def read_text(sources: Iterable[Source], *, errors: Errors = "strict", documents: bool = False) -> Iterator[str]:
     """Read raw text: the lines of ``text:`` sources, one source after the other.
 
     Args:
         sources: what to read, in this order.
         errors: as for `open_lines`.
+        documents: whether to yield an empty line where a document ends: at empty lines of a source, and at its end.
 
     Yields:
-        Each line that is not empty, without the white space around it.
+        Each line that is not empty, without the white space around it; between documents one that is.
 
     Raises:
         SourceError: as for `open_lines`, and if a source is not of the scheme ``text:``.
     """
     for source in sources:
         check_scheme(source, "text")
+        is_open = False
         for line in open_lines(source, errors=errors):
             stripped = line.strip()
             if stripped:
                 yield stripped
+                is_open = True
+            elif documents and is_open:
+                yield ""
+                is_open = False
+        if documents and is_open:
+            yield ""
 
 
 def read_rows(source: Source, *, on_error: OnError | None = None) -> Iterator[Row]:

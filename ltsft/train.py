@@ -21,14 +21,16 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
+from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, autocast, is_first_process, run_phase, wait_for_all, write_tensors
+from ltsft.phase import Phase, PhaseResult, autocast, run_phase, write_tensors
+from ltsft.processes import is_first_process, join_processes, wait_for_all
 from ltsft.sft import SFT, Diff, Kind
 
-VERSION = 1
+VERSION = 2
 """Version of the procedure, part of every key: raised when the same inputs would give another SFT."""
 
 
@@ -37,7 +39,7 @@ class Progress:
     """How far a training is.
 
     Attributes:
-        stage: "full", "selection" or "sparse".
+        stage: "head", "full", "selection" or "sparse".
         step: optimizer steps done in this stage; `steps` in all. Both 0 in selection.
         metrics: what was measured at this step, names as in MLflow; empty most of the time.
         iteration: which round of full and sparse phase this is, from 0.
@@ -113,7 +115,7 @@ def train_sft(
     rounds = [data] * recipe.iterations if isinstance(data, TrainingData) else list(data)
     if not all(len(each.examples) for each in rounds):
         raise TrainingError(f"{kind} SFT {subject}: there is nothing to train on")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = join_processes(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = objective.build_model(base, seed=seed)
     nn.Module.to(model, device)
     if recipe.dropout is not None:
@@ -205,13 +207,17 @@ class _Iteration:
     def run(self, taken: dict[str, _Chosen], quota: int) -> tuple[dict[str, _Chosen], list[PhaseResult]]:
         """Train, select `quota` more weights, rewind to where this round began and train the selected ones.
 
+        A head phase comes before the first round and is not rewound: a head that does not fit yet would bend the
+        encoder to itself (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features").
+
         The starting point waits in a file while the full phase runs: of it, memory only ever holds what is used.
         """
         maskable, head = self.roles.maskable, self.roles.head
+        results = [self._phase("head", None, {})] if self.recipe.head is not None and self.number == 0 else []
         began = {name: _at(p, taken[name].indices) for name, p in maskable.items()}
         head_began = {name: p.detach().clone() for name, p in head.items()}
         origin = _TensorFile(self._write_starting_point(taken))
-        results = [self._phase("full", None, origin)]
+        results.append(self._phase("full", None, origin))
         support = self._select(origin, taken, quota)
         chosen = {}
         with torch.no_grad():
@@ -247,14 +253,9 @@ class _Iteration:
         maskable = self.roles.maskable
         if not file.is_file():
             self._report("selection")
-            moves = _Moves(maskable, origin)
-            if not all(bool(torch.isfinite(move).all()) for move in moves.values()):
-                raise TrainingError("the full phase ended with weights that are not finite; lower its learning rate")
-            masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in maskable.items()}
-            for name, mask in masks.items():
-                mask.view(-1)[taken[name].indices.long()] = True
-            new = select_magnitude(moves, quota, taken=masks)
-            support = {n: (mask | new[n]).view(-1).nonzero().squeeze(1).int() for n, mask in masks.items()}
+            earlier = {name: chosen.indices for name, chosen in taken.items()}
+            new = select_magnitude(maskable, origin, quota, taken=earlier)
+            support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
             if is_first_process():
                 write_tensors(support, file)
@@ -262,12 +263,12 @@ class _Iteration:
         return load_file(file)
 
     def _phase(self, name: str, support: Mapping[str, Tensor] | None, pull_to: Mapping[str, Tensor]) -> PhaseResult:
-        settings = self.recipe.full if name == "full" else self.recipe.sparse
+        settings: PhaseSettings = getattr(self.recipe, name)
         phase = Phase(
             name=name,
             model=self.model,
             objective=self.objective,
-            maskable=self.roles.maskable,
+            maskable={} if name == "head" else self.roles.maskable,
             head=self.roles.head,
             support=support,
             pull_to=pull_to,
@@ -320,20 +321,3 @@ class _TensorFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-class _Moves(Mapping[str, Tensor]):
-    """Value minus starting point of each parameter, computed when it is asked for."""
-
-    def __init__(self, weights: Mapping[str, nn.Parameter], origin: Mapping[str, Tensor]) -> None:
-        self._weights = weights
-        self._origin = origin
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._weights[name].detach().cpu() - self._origin[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)

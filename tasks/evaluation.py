@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from prefect import task
@@ -13,16 +16,18 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from ltsft.base import Base
-from ltsft.config import Precision, TargetTask
+from ltsft.config import Precision, Source, TargetTask
 from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.registry import OBJECTIVES
+from ltsft.pieces import cached_examples
 from ltsft.plan import Step, language_subject, task_subject
 from ltsft.report import Plot, html_page
 from ltsft.scoring import CellData, Scorer
 from ltsft.sft import SFT
+from ltsft.sources import fingerprint
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.progress import artifact_key
 from tasks.records import Child
@@ -39,25 +44,22 @@ SOURCE_SENTENCES = 200
 def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHandle) -> dict[str, float]:
     """Score base + language SFT + task SFTs on the test set of one language; give the metrics."""
     product = step.product
-    objective = target_objective(workspace, target)
     source = target.source_language
     seeds = workspace.project.recipes[target.name].seeds
     language_run = workspace.made(language_subject(product.language))
     supervised = task_subject(target.name, product.language, seeds[0])
     held_out = workspace.tracker.download(language_run, HELD_OUT)
-    training = tuple(source for labelled in target.sources.values() for source in labelled.train)
-    test = labelled_rows(target, target.test[product.language])
     data = CellData(
-        test=objective.examples(test),
-        source_dev=objective.examples(labelled_rows(target, target.sources[source].dev)[:SOURCE_SENTENCES]),
+        test=_examples(workspace, target, target.test[product.language]),
+        source_dev=_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
         text=np.load(held_out, allow_pickle=False),
-        majority=objective.majority(labelled_rows(target, training), test),
+        majority=_majority(workspace, target),
     )
     recipe = workspace.project.recipes["language"]
     scorer = _scorer(
         workspace.base,
         target.objective,
-        objective.labels,
+        OBJECTIVES[target.objective].label_set(target),
         workspace.project.recipes[target.name].max_length,
         recipe.mask_probability,
         recipe.precision,
@@ -145,6 +147,37 @@ def _summary(matrix: Matrix) -> dict[str, float]:
         metrics["score"] = fmean(score for score, _ in scored)
         metrics["score_task_only"] = fmean(alone or 0.0 for _, alone in scored)
     return metrics
+
+
+def _examples(
+    workspace: Workspace, target: TargetTask, sources: tuple[Source, ...], rows: int | None = None
+) -> Sequence[Any]:
+    """Tokenise labelled data, or read what was tokenised before from the store folder."""
+    objective = target_objective(workspace, target)
+    max_length = workspace.project.recipes[target.name].max_length
+    parts = [workspace.base.ref.tokenizer_fingerprint, _data_parts(target, sources), objective.labels, max_length, rows]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return cached_examples(
+        workspace.store / "tokenised",
+        key,
+        lambda: objective.examples(labelled_rows(target, sources)[:rows]),
+        kind=objective.example,
+    )
+
+
+def _data_parts(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
+    """Give what says which rows are read from some sources of a target task."""
+    files = [(source.scheme, fingerprint(source)) for source in sources]
+    return [target.objective, sorted(target.columns.items()), sorted(target.relabel.items()), files]
+
+
+def _majority(workspace: Workspace, target: TargetTask) -> str | None:
+    """Give the most frequent answer of the training data of a target task; it is looked for once in a flow run."""
+    sources = tuple(source for labelled in target.sources.values() for source in labelled.train)
+    key = json.dumps(_data_parts(target, sources))
+    if key not in workspace.majorities:
+        workspace.majorities[key] = OBJECTIVES[target.objective].majority(labelled_rows(target, sources))
+    return workspace.majorities[key]
 
 
 @lru_cache(maxsize=1)

@@ -158,8 +158,10 @@ class ProgressReporter:
 
     @property
     def _share(self) -> float:
-        """How much of all phases is done, in [0, 1]; selection counts as the end of the full phase."""
+        """How much is done, in [0, 1]; selection counts as the end of the full phase, the head phase as nothing."""
         last = self._last
+        if last.stage == "head":
+            return 0.0
         done = last.step / last.steps if last.steps else 0.0
         return (2 * last.iteration + (last.stage != "full") + done) / (2 * self._iterations)
 

@@ -39,7 +39,10 @@ def train_language_sft(workspace: Workspace, language: Language, step: Step, run
     recipe = workspace.project.recipes["language"]
     tokenizer = workspace.base.tokenizer
     packed = pack_text(
-        read_text(language.text), tokenizer, max_length=recipe.max_length, file=folder / f"{recipe.max_length}.tokens"
+        read_text(language.text, documents=True),
+        tokenizer,
+        max_length=recipe.max_length,
+        file=folder / f"{recipe.max_length}.tokens",
     )
     examples, held_out = split_held_out(packed, recipe.held_out)
     get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(packed), recipe.max_length)
@@ -122,7 +125,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Pat
             device=workspace.device,
             on_progress=reporter,
         )
-    return save_sft(sft, folder / SFT_FOLDER)
+    return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
 
 
 @task(

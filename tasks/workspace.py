@@ -39,6 +39,7 @@ class Workspace:
     project: Project
     tracker: Tracker
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    majorities: dict[str, str | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def base(self) -> Base:
@@ -92,8 +93,9 @@ class Workspace:
         return run_id
 
     def load_sft(self, run_id: str) -> SFT:
-        """Fetch and check an SFT."""
-        return load_sft(self.tracker.download(run_id, SFT_FOLDER))
+        """Fetch and check an SFT; those that were asked for last are kept, for the task SFT of a row of cells."""
+        folder = self.tracker.download(run_id, SFT_FOLDER)
+        return _loaded_sft(str(folder), tuple((f.name, f.stat().st_mtime_ns) for f in sorted(folder.glob("*"))))
 
     def working_folder(self, step: Step) -> Path:
         """Give the folder for what is in the making: one for each key, never shared by two."""
@@ -171,6 +173,12 @@ def open_workspace(ref: ProjectRef) -> Workspace:
 @lru_cache(maxsize=8)
 def _tracker(name: str, store: str) -> Tracker:
     return Tracker.of_project(name, store)
+
+
+@lru_cache(maxsize=4)
+def _loaded_sft(folder: str, stamp: tuple[tuple[str, int], ...]) -> SFT:
+    """Load the SFT of a folder; the stamp tells whether its files are still the same."""
+    return load_sft(folder)
 
 
 def _load_base(id: str, revision: str | None) -> Base:

@@ -69,6 +69,8 @@ class TargetObjective(Objective, Protocol):
         shown: metrics that stand beside the score in the matrix, each with its title.
         measures: measures of labelled data (`ltsft.labelled_measures`) that apply, beyond those that always do.
         background: the label that does not count when the most frequent one is looked for; none if empty.
+        example: the class of the examples; if all its fields are whole numbers and tuples of them, they are kept in
+            files.
     """
 
     metric: ClassVar[str]
@@ -76,6 +78,7 @@ class TargetObjective(Objective, Protocol):
     shown: ClassVar[dict[str, str]]
     measures: ClassVar[frozenset[str]]
     background: ClassVar[str]
+    example: ClassVar[type]
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None: ...
 
@@ -117,6 +120,11 @@ class TargetObjective(Objective, Protocol):
         """
         ...
 
-    def majority(self, train: Iterable[Any], test: Iterable[Any]) -> float | None:
-        """Score always answering what is most frequent in the training rows; None where that has no meaning."""
+    @classmethod
+    def majority(cls, rows: Iterable[Any]) -> str | None:
+        """Give the most frequent answer of training rows; None where always giving one answer has no meaning."""
+        ...
+
+    def majority_score(self, answer: str, examples: Sequence[Any]) -> float:
+        """Score always giving one answer."""
         ...

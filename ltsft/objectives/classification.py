@@ -77,6 +77,7 @@ class Classification:
     unit: ClassVar[str] = "rows"
     shown: ClassVar[dict[str, str]] = {"macro_f1": "macro-F1"}
     measures: ClassVar[frozenset[str]] = frozenset({"empty_text_share", "long_sentence_share"})
+    example: ClassVar[type] = ClassifiedText
     background: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
@@ -147,11 +148,15 @@ class Classification:
             made.append(ClassifiedText(number, tuple(encoded["input_ids"]), tuple(types), self._number[row.label]))
         return made
 
-    def majority(self, train: Iterable[TextRow], test: Iterable[TextRow]) -> float | None:
-        """Give the accuracy of always answering the most frequent label of the training data."""
-        most = most_frequent([(row.label,) for row in train])
-        counts = Counter(row.label for row in test)
-        return counts[most] / max(1, counts.total())
+    @classmethod
+    def majority(cls, rows: Iterable[TextRow]) -> str | None:
+        """Give the most frequent label; of equally frequent ones the first in the alphabet."""
+        return most_frequent((row.label,) for row in rows)
+
+    def majority_score(self, answer: str, examples: Sequence[ClassifiedText]) -> float:
+        """Give the accuracy of always answering the same."""
+        right = sum(example.label == self._number[answer] for example in examples)
+        return right / max(1, len(examples))
 
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with a new classifier, initialised from the seed."""

@@ -83,6 +83,7 @@ class DependencyParsing:
     unit: ClassVar[str] = "words"
     shown: ClassVar[dict[str, str]] = {"uas": "UAS"}
     measures: ClassVar[frozenset[str]] = WORD_MEASURES - {"label_agreement"}
+    example: ClassVar[type] = ParsedSentence
     background: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
@@ -159,9 +160,14 @@ class DependencyParsing:
             room -= len(kept[place])
         return kept
 
-    def majority(self, train: Iterable[Row], test: Iterable[Row]) -> float | None:
+    @classmethod
+    def majority(cls, rows: Iterable[Row]) -> str | None:
         """Nothing: a tree has no most frequent answer."""
         return None
+
+    def majority_score(self, answer: str, examples: Sequence[ParsedSentence]) -> float:
+        """Nothing: no single answer answers anything."""
+        return 0.0
 
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with a new parser's head, which begins at zero."""

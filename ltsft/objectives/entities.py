@@ -27,17 +27,17 @@ class EntityPiece(TaggedPiece):
     """A piece of a sentence with what its words are.
 
     Attributes:
-        gold: the label of each word, also of those without a sub-word.
-        has_subword: which words have one.
+        gold: number of the label of each word, also of those without a sub-word.
+        has_subword: 1 for the words that have one, 0 for the others.
     """
 
-    gold: tuple[str, ...]
-    has_subword: tuple[bool, ...]
+    gold: tuple[int, ...]
+    has_subword: tuple[int, ...]
 
-    def spread(self, answers: Sequence[str]) -> list[str]:
-        """Give a label to each word from those of the words that have a sub-word; the others are in no entity."""
+    def spread(self, answers: Sequence[int]) -> list[int]:
+        """Give a label to each word from those of the words that have a sub-word; the others are in no entity, 0."""
         left = iter(answers)
-        return [next(left) if has else OUTSIDE for has in self.has_subword]
+        return [next(left) if has else 0 for has in self.has_subword]
 
 
 class NamedEntities(TokenClassification):
@@ -52,6 +52,7 @@ class NamedEntities(TokenClassification):
     shown: ClassVar[dict[str, str]] = {"precision": "precision", "recall": "recall"}
     measures: ClassVar[frozenset[str]] = TokenClassification.measures | {"bio_break_share"}
     background: ClassVar[str] = OUTSIDE
+    example: ClassVar[type] = EntityPiece
 
     @classmethod
     def problems(cls, target: TargetTask) -> list[str]:
@@ -85,14 +86,16 @@ class NamedEntities(TokenClassification):
         told = f"{row.labels[broken]} at word {broken + 1}, {row.words[broken]!r}, follows {before}"
         return found._replace(problems={"bio_break_share": told})
 
-    def majority(self, train: Iterable[TaggedRow], test: Iterable[TaggedRow]) -> float | None:
+    @classmethod
+    def majority(cls, rows: Iterable[TaggedRow]) -> str | None:
         """Nothing: what is most frequent is no entity."""
         return None
 
     def _piece(self, sentence: int, subwords: Sequence[Sequence[int]], labels: Sequence[str]) -> EntityPiece:
         piece = super()._piece(sentence, subwords, labels)
-        has_subword = tuple(bool(word) for word in subwords)
-        return EntityPiece(piece.sentence, piece.input_ids, piece.labels, piece.words, tuple(labels), has_subword)
+        has_subword = tuple(int(bool(word)) for word in subwords)
+        gold = tuple(self._number[label] for label in labels)
+        return EntityPiece(piece.sentence, piece.input_ids, piece.labels, piece.words, gold, has_subword)
 
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, examples: Sequence[TaggedPiece]) -> Evaluation:
@@ -102,19 +105,19 @@ class NamedEntities(TokenClassification):
         nothing begins an entity. A word without a sub-word is taken to be in none.
         """
         pieces = cast(Sequence[EntityPiece], examples)
-        answers: dict[int, list[str]] = {}
+        answers: dict[int, list[int]] = {}
         total_loss, labelled = 0.0, 0
         for chunk, labels, logits in self._forward(model, examples):
             where = labels != IGNORE
             total_loss += float(functional.cross_entropy(logits[where], labels[where], reduction="sum"))
             labelled += int(where.sum())
             for piece, firsts, best in zip(chunk, where, logits.argmax(-1), strict=True):
-                answers[id(piece)] = [self.labels[i] for i in best[firsts].tolist()]
+                answers[id(piece)] = best[firsts].tolist()
         sentences: dict[int, tuple[list[str], list[str]]] = {}
         for piece in pieces:
             gold, found = sentences.setdefault(piece.sentence, ([], []))
-            gold += piece.gold
-            found += piece.spread(answers[id(piece)])
+            gold += [self.labels[i] for i in piece.gold]
+            found += [self.labels[i] for i in piece.spread(answers[id(piece)])]
         return entity_evaluation([sentences[i] for i in sorted(sentences)], loss=total_loss / max(labelled, 1))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -16,9 +16,18 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTr
 from ltsft.base import Base
 from ltsft.errors import TrainingError
 from ltsft.objectives import Evaluation
+from ltsft.objectives.documents import (
+    IGNORE,
+    attention_within,
+    first_position,
+    number_documents,
+    position_in_document,
+    split_documents,
+)
 
 LINES_AT_ONCE = 1000
 SEQUENCES_AT_ONCE = 32
+SHORTEST_PIECE = 3  # a cls, a sub-word and a sep
 
 
 class MaskedLM:
@@ -32,11 +41,19 @@ class MaskedLM:
     labels: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, mask_probability: float = 0.15) -> None:
+        self._start, self._pad = tokenizer.cls_token_id, tokenizer.pad_token_id
+        self._first_position: int | None = None
         self._collator = DataCollatorForLanguageModeling(tokenizer, mlm=True, mlm_probability=mask_probability, seed=0)
 
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with its masked-LM head; nothing in it is new, so the seed is not used."""
-        return base.masked_lm()
+        model = base.masked_lm()
+        self.fit(model)
+        return model
+
+    def fit(self, model: PreTrainedModel) -> None:
+        """Keep packed documents apart by attention if the model can do it exactly; by rows of their own if not."""
+        self._first_position = first_position(model)
 
     def lengths(self, examples: Sequence[Any]) -> list[int] | None:
         """Packed sequences are equally long."""
@@ -47,17 +64,31 @@ class MaskedLM:
 
         Returns:
             `input_ids`, (batch, length); `masked`, the flat positions to predict, (masked,); `labels`, what stands
-            there, (masked,). They are found here, on the CPU, so that no accelerator has to be waited for.
+            there, (masked,). They are found here, on the CPU, so that no accelerator has to be waited for. Where a
+            sequence holds several documents also `documents` and `position_ids`, (batch, length), or, for a model
+            that cannot keep them apart, a row for each document and an `attention_mask`, (documents, longest).
         """
         self._collator.generator = generator
-        batch = self._collator([torch.as_tensor(np.asarray(e, dtype=np.int64)) for e in examples])
+        rows = [torch.as_tensor(np.asarray(e, dtype=np.int64)) for e in examples]
+        masked = self._collator(rows)
+        batch = {"input_ids": masked["input_ids"], "labels": masked["labels"]}
+        numbers = number_documents(torch.stack(rows), start=self._start, pad=self._pad)
+        if bool((numbers != 1).any()):
+            if self._first_position is None:
+                batch = split_documents(batch["input_ids"], batch["labels"], numbers, pad=self._pad or 0)
+            else:
+                batch["documents"] = numbers
+                batch["position_ids"] = position_in_document(numbers) + self._first_position
         labels = batch["labels"].reshape(-1)
-        masked = (labels != -100).nonzero().squeeze(1)
-        return {"input_ids": batch["input_ids"], "masked": masked, "labels": labels[masked]}
+        batch["masked"] = (labels != IGNORE).nonzero().squeeze(1)
+        return {**batch, "labels": labels[batch["masked"]]}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the mean cross-entropy of the masked sub-words, in nats."""
-        logits = masked_logits(model, batch["input_ids"], batch["masked"])  # (masked, vocabulary)
+        more = {name: batch[name] for name in ("attention_mask", "position_ids") if name in batch}
+        if "documents" in batch:
+            more["attention_mask"] = attention_within(batch["documents"])
+        logits = masked_logits(model, batch["input_ids"], batch["masked"], **more)  # (masked, vocabulary)
         total = functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
         return total / max(len(batch["labels"]), 1)
 
@@ -76,7 +107,7 @@ class MaskedLM:
         return Evaluation(score=-loss, metrics={"loss": loss})
 
 
-def masked_logits(model: nn.Module, input_ids: Tensor, masked: Tensor) -> Tensor:
+def masked_logits(model: nn.Module, input_ids: Tensor, masked: Tensor, **more: Tensor) -> Tensor:
     """Compute logits at the masked positions alone.
 
     The head is given the hidden states gathered at `masked`, so the projection to the vocabulary costs what is masked
@@ -84,8 +115,9 @@ def masked_logits(model: nn.Module, input_ids: Tensor, masked: Tensor) -> Tensor
 
     Args:
         model: a masked language model of transformers.
-        input_ids: (batch, length), without padding.
+        input_ids: (batch, length).
         masked: flat positions, in [0, batch x length), where logits are needed, int64, (masked,).
+        more: what else goes to the model, such as `attention_mask`; without it there is no padding.
 
     Returns:
         Logits, (masked, vocabulary).
@@ -99,7 +131,7 @@ def masked_logits(model: nn.Module, input_ids: Tensor, masked: Tensor) -> Tensor
     encoder: Any = model.base_model
     handle = encoder.register_forward_hook(gather)
     try:
-        logits: Tensor = model(input_ids=input_ids).logits
+        logits: Tensor = model(input_ids=input_ids, **more).logits
     finally:
         handle.remove()
     return logits[0]
@@ -110,8 +142,11 @@ def pack_text(
 ) -> np.ndarray[Any, np.dtype[np.int32]]:
     """Pack text into sequences of equal length, on disk.
 
-    Lines follow each other, a separator between them, and are cut every `max_length - 2` sub-words; the last, shorter
-    piece is dropped. Memory does not grow with the text: it goes through in blocks and is mapped, not read, afterwards.
+    An empty line ends a document. The lines of a document follow each other, a separator after each, and are cut where
+    a sequence is full; each piece stands between the tokenizer's cls and sep. The next document goes on in the same
+    sequence, with a cls of its own, and is kept apart from it in training; where fewer than three places are left they
+    are padding. The last, shorter sequence is dropped. Memory does not grow with the text: it goes through in blocks
+    and is mapped, not read, afterwards.
 
     Args:
         lines: the text, a line each.
@@ -127,33 +162,89 @@ def pack_text(
     """
     if file.is_file():
         return np.memmap(file, dtype=np.int32, mode="r").reshape(-1, max_length)
-    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-    if start is None or end is None:
-        raise TrainingError("the tokenizer has no cls and sep tokens; packing needs both")
-    body = max_length - 2
-    left: list[int] = []
-    written = 0
-    iterator = iter(lines)
     partial = file.with_name(file.name + ".partial")
+    iterator = iter(lines)
     with partial.open("wb") as out:
+        packer = _Packer(tokenizer, max_length, out)
         while block := list(islice(iterator, LINES_AT_ONCE)):
-            for ids in tokenizer(block, add_special_tokens=False, verbose=False)["input_ids"]:
-                left += ids
-                left.append(end)
-            whole = len(left) // body
-            packed = np.empty((whole, max_length), dtype=np.int32)
-            packed[:, 0], packed[:, -1] = start, end
-            packed[:, 1:-1] = np.asarray(left[: whole * body], dtype=np.int32).reshape(whole, body)
-            out.write(packed.tobytes())
-            left = left[whole * body :]
-            written += whole
-    if written < 2:
+            packer.add(block)
+    if packer.written < 2:
         raise TrainingError(
-            f"the text gives {written} sequences of {max_length} sub-words and at least 2 are needed; "
+            f"the text gives {packer.written} sequences of {max_length} sub-words and at least 2 are needed; "
             "add text or lower max_length"
         )
     partial.replace(file)
-    return np.memmap(file, dtype=np.int32, mode="r", shape=(written, max_length))
+    return np.memmap(file, dtype=np.int32, mode="r", shape=(packer.written, max_length))
+
+
+class _Packer:
+    """Writes sequences as text comes in; holds what does not fill one yet."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, out: BinaryIO) -> None:
+        start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+        if start is None or end is None:
+            raise TrainingError("the tokenizer has no cls and sep tokens; packing needs both")
+        pad = tokenizer.pad_token_id
+        self._tokenizer = tokenizer
+        self._start, self._end, self._pad = start, end, end if pad is None else pad
+        self._out = out
+        self._row = np.empty(max_length, dtype=np.int32)
+        self._filled = 0  # places of the row that earlier documents take
+        self._left = np.empty(0, dtype=np.int32)  # of the document that is open
+        self.written = 0
+
+    def add(self, lines: list[str]) -> None:
+        """Take some lines; an empty one ends a document."""
+        encoded = self._tokenizer(
+            lines, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+        )["input_ids"]
+        began = 0
+        for i, line in enumerate(lines):
+            if not line:
+                self._extend(encoded[began:i])
+                self._close()
+                began = i + 1
+        self._extend(encoded[began:])
+
+    def _extend(self, encoded: list[list[int]]) -> None:
+        for ids in encoded:
+            ids.append(self._end)
+        added = np.fromiter(chain.from_iterable(encoded), dtype=np.int32)
+        left = np.concatenate([self._left, added])
+        if self._filled:
+            room = len(self._row) - self._filled - 2
+            if len(left) < room:
+                self._left = left
+                return
+            self._row[self._filled] = self._start
+            self._row[self._filled + 1 : -1] = left[:room]
+            self._row[-1] = self._end
+            self._write(self._row)
+            self._filled, left = 0, left[room:]
+        body = len(self._row) - 2
+        whole = len(left) // body
+        rows = np.empty((whole, len(self._row)), dtype=np.int32)
+        rows[:, 0], rows[:, -1] = self._start, self._end
+        rows[:, 1:-1] = left[: whole * body].reshape(whole, body)
+        self._write(rows)
+        self._left = left[whole * body :].copy()
+
+    def _close(self) -> None:
+        """End the open document; its last piece, which ends with a separator, begins or goes on a sequence."""
+        if not len(self._left):
+            return
+        stop = self._filled + 1 + len(self._left)
+        self._row[self._filled] = self._start
+        self._row[self._filled + 1 : stop] = self._left
+        self._filled, self._left = stop, self._left[:0]
+        if len(self._row) - stop < SHORTEST_PIECE:
+            self._row[stop:] = self._pad
+            self._write(self._row)
+            self._filled = 0
+
+    def _write(self, rows: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+        self._out.write(rows.tobytes())
+        self.written += rows.size // len(self._row)
 
 
 class Rows(Sequence[Any]):

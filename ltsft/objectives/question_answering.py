@@ -92,6 +92,7 @@ class QuestionAnswering:
     unit: ClassVar[str] = "questions"
     shown: ClassVar[dict[str, str]] = {"exact_match": "exact match"}
     measures: ClassVar[frozenset[str]] = frozenset({"empty_text_share", "answer_mismatch_share"})
+    example: ClassVar[type] = Window
     background: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str] = (), max_length: int) -> None:
@@ -189,9 +190,14 @@ class QuestionAnswering:
         offsets = encoded["offset_mapping"]
         return question if len(offsets) <= room else question[: offsets[room - 1][1]]
 
-    def majority(self, train: Iterable[QuestionRow], test: Iterable[QuestionRow]) -> float | None:
+    @classmethod
+    def majority(cls, rows: Iterable[QuestionRow]) -> str | None:
         """Nothing: there is no most frequent answer."""
         return None
+
+    def majority_score(self, answer: str, examples: Sequence[Window]) -> float:
+        """Nothing: no single answer answers anything."""
+        return 0.0
 
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with a new head, initialised from the seed."""

@@ -57,6 +57,7 @@ class TokenClassification:
     unit: ClassVar[str] = "words"
     shown: ClassVar[dict[str, str]] = {}
     measures: ClassVar[frozenset[str]] = WORD_MEASURES
+    example: ClassVar[type] = TaggedPiece
     background: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
@@ -107,11 +108,15 @@ class TokenClassification:
         """Turn rows into pieces; see `encode`."""
         return self.encode((row.words, row.labels) for row in rows)
 
-    def majority(self, train: Iterable[TaggedRow], test: Iterable[TaggedRow]) -> float | None:
-        """Give the accuracy of calling every word what most words of the training data are."""
-        most = most_frequent(row.labels for row in train)
-        counts = Counter(label for row in test for label in row.labels)
-        return counts[most] / max(1, counts.total())
+    @classmethod
+    def majority(cls, rows: Iterable[TaggedRow]) -> str | None:
+        """Give the most frequent label; of equally frequent ones the first in the alphabet."""
+        return most_frequent(row.labels for row in rows)
+
+    def majority_score(self, answer: str, examples: Sequence[TaggedPiece]) -> float:
+        """Give the accuracy of calling every word the same."""
+        right = sum(piece.labels.count(self._number[answer]) for piece in examples)
+        return right / max(1, sum(piece.words for piece in examples))
 
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with a new classifier, initialised from the seed."""

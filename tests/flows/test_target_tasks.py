@@ -82,10 +82,10 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
         assert (cell.majority is None) == (cell.target_task in ("dp", "ner", "qa"))
     trees = gzip.decompress((project_file.parent / "data/treebanks/qaa/test.conllu.gz").read_bytes()).decode()
     words = sum("\t" in line for line in trees.splitlines())
-    task = workspace.load_sft(workspace.made("task pos qaa+qab seed 1"))
+    task = workspace.load_sft(workspace.made("task pos qaa and qab seed 1"))
     codes = ("qaa", "qab")
     assert task.source_languages == codes
-    metrics = workspace.tracker.client.get_run(workspace.made("task nli qaa>qab seed 1")).data.metrics
+    metrics = workspace.tracker.client.get_run(workspace.made("task nli qaa then qab seed 1")).data.metrics
     for code in codes:
         change = metrics[f"forgetting.after.{code}"] - metrics[f"forgetting.before.{code}"]
         assert metrics[f"forgetting.change.{code}"] == pytest.approx(change)

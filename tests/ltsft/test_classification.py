@@ -130,8 +130,10 @@ def test_macro_f1_is_scikit_learns() -> None:
 def test_the_majority_is_that_of_the_training_data(base: Base) -> None:
     objective = Classification(base.tokenizer, labels=LABELS, max_length=16)
     train = [TextRow("a", None, label, 1, "t") for label in ("neutral", "neutral", "entailment")]
-    test = [TextRow("a", None, label, 1, "t") for label in ("neutral", "entailment", "entailment", "neutral", "x")]
-    assert objective.majority(train, test) == 0.4
+    gold = ("neutral", "entailment", "entailment", "neutral", "contradiction")
+    test = objective.examples([TextRow("a", None, label, 1, "t") for label in gold])
+    assert objective.majority(train) == "neutral"
+    assert objective.majority_score("neutral", test) == 0.4
 
 
 def test_a_pooler_belongs_to_the_head_so_that_the_encoder_stays_the_bases(base: Base, tmp_path: Path) -> None:

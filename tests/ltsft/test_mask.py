@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ltsft.errors import ConfigError
+from ltsft import mask
+from ltsft.errors import ConfigError, TrainingError
 from ltsft.mask import select_magnitude, support_size
 
 FEW_VALUES = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0])
@@ -46,59 +47,90 @@ def sorted_choice(moves: dict[str, Tensor], k: int, taken: dict[str, Tensor]) ->
     return {(place, index) for _, place, index in sorted(candidates)[:k]}
 
 
-def chosen(masks: dict[str, Tensor]) -> set[tuple[int, int]]:
-    return {
-        (place, index)
-        for place, mask in enumerate(masks.values())
-        for index, is_chosen in enumerate(mask.reshape(-1).tolist())
-        if is_chosen
-    }
+def started(moves: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(move) for name, move in moves.items()}
+
+
+def indices(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: mask.reshape(-1).nonzero().squeeze(1) for name, mask in masks.items()}
+
+
+def chosen(support: dict[str, Tensor]) -> set[tuple[int, int]]:
+    return {(place, index) for place, chosen in enumerate(support.values()) for index in chosen.tolist()}
 
 
 @settings(max_examples=200, deadline=None)
-@given(moves_and_k())
-def test_mask_keeps_exactly_the_k_weights_that_a_plain_sort_keeps(
-    drawn: tuple[dict[str, Tensor], dict[str, Tensor], int],
+@given(moves_and_k(), st.sampled_from([1, 2, 3, 2**17]))
+def test_the_support_is_exactly_the_k_weights_that_a_plain_sort_keeps(
+    drawn: tuple[dict[str, Tensor], dict[str, Tensor], int], chunk: int
 ) -> None:
     moves, taken, k = drawn
-    masks = select_magnitude(moves, k, taken=taken)
-    assert list(masks) == list(moves)
-    assert all(mask.dtype == torch.bool and mask.shape == moves[name].shape for name, mask in masks.items())
-    assert sum(int(mask.sum()) for mask in masks.values()) == k
-    assert chosen(masks) == sorted_choice(moves, k, taken)
-    assert not any(bool((masks[name] & taken[name]).any()) for name in moves)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mask, "_CHUNK", chunk)  # ties across chunks are settled as ties within one
+        support = select_magnitude(moves, started(moves), k, taken=indices(taken))
+    assert list(support) == list(moves)
+    assert sum(part.numel() for part in support.values()) == k
+    assert chosen(support) == sorted_choice(moves, k, taken)
+    for name, part in support.items():
+        assert part.dtype == torch.int32
+        assert bool((part[1:] > part[:-1]).all())
+        assert not bool(taken[name].reshape(-1)[part.long()].any())
 
 
 @settings(max_examples=50, deadline=None)
-@given(moves_and_k())
-def test_taking_nothing_is_the_same_as_no_taken(drawn: tuple[dict[str, Tensor], dict[str, Tensor], int]) -> None:
-    moves, _, k = drawn
-    none = {name: torch.zeros(move.shape, dtype=torch.bool) for name, move in moves.items()}
-    assert chosen(select_magnitude(moves, k)) == chosen(select_magnitude(moves, k, taken=none))
+@given(moves_and_k(), st.integers(0, 10**6))
+def test_a_move_is_the_float32_difference_from_the_start(
+    drawn: tuple[dict[str, Tensor], dict[str, Tensor], int], seed: int
+) -> None:
+    now, _, k = drawn
+    generator = torch.Generator().manual_seed(seed)
+    start = {name: torch.randn(value.shape, generator=generator) for name, value in now.items()}
+    none = {name: torch.zeros(value.shape, dtype=torch.bool) for name, value in now.items()}
+    moves = {name: value - start[name] for name, value in now.items()}
+    assert chosen(select_magnitude(now, start, k)) == sorted_choice(moves, k, none)
+
+
+def test_many_weights_over_several_chunks_and_threads_are_chosen_as_torch_chooses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    generator = torch.Generator().manual_seed(0)
+    now = {"a": torch.randn(500, 700, generator=generator), "b": torch.randn(90_001, generator=generator)}
+    start = {name: torch.zeros_like(value) for name, value in now.items()}
+    support = select_magnitude(now, start, 20_000)
+    everything = torch.cat([value.reshape(-1).abs() for value in now.values()])
+    expected = everything.topk(20_000).indices.sort().values
+    assert torch.equal(torch.cat([support["a"].long(), support["b"].long() + 350_000]), expected)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    for wrong in (math.nan, math.inf, -math.inf):
+        with pytest.raises(TrainingError, match="not finite"):
+            select_magnitude({"w": torch.tensor([1.0, wrong])}, {"w": torch.zeros(2)}, 1)
 
 
 def test_equal_moves_are_settled_by_parameter_order_then_by_the_lower_index() -> None:
     moves = {"z": torch.tensor([1.0, -1.0, 1.0]), "a": torch.tensor([[1.0, 3.0], [-1.0, 1.0]])}
-    masks = select_magnitude(moves, 4)
-    assert masks["z"].tolist() == [True, True, True]
-    assert masks["a"].tolist() == [[False, True], [False, False]]
+    support = select_magnitude(moves, started(moves), 4)
+    assert support["z"].tolist() == [0, 1, 2]
+    assert support["a"].tolist() == [1]
 
 
 def test_weights_that_did_not_move_are_selected_when_k_asks_for_them() -> None:
-    assert select_magnitude({"w": torch.zeros(5)}, 2)["w"].tolist() == [True, True, False, False, False]
+    assert select_magnitude({"w": torch.zeros(5)}, {"w": torch.zeros(5)}, 2)["w"].tolist() == [0, 1]
 
 
 def test_taken_weights_are_not_counted_as_left() -> None:
-    moves, taken = {"w": torch.ones(4)}, {"w": torch.tensor([True, False, True, False])}
-    assert select_magnitude(moves, 2, taken=taken)["w"].tolist() == [False, True, False, True]
+    now, start, taken = {"w": torch.ones(4)}, {"w": torch.zeros(4)}, {"w": torch.tensor([0, 2])}
+    assert select_magnitude(now, start, 2, taken=taken)["w"].tolist() == [1, 3]
     with pytest.raises(ConfigError, match="cannot select 3 weights: 2 are left to choose from"):
-        select_magnitude(moves, 3, taken=taken)
+        select_magnitude(now, start, 3, taken=taken)
 
 
 @pytest.mark.parametrize("k", [0, -1, 5])
 def test_a_k_that_cannot_be_selected_is_refused(k: int) -> None:
     with pytest.raises(ConfigError, match=f"cannot select {k} weights: 4 are left"):
-        select_magnitude({"w": torch.ones(4)}, k)
+        select_magnitude({"w": torch.ones(4)}, {"w": torch.zeros(4)}, k)
 
 
 @given(st.integers(1, 1000), st.integers(1, 10**9))

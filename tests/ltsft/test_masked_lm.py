@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import load_base
+from ltsft.config import Source
 from ltsft.errors import TrainingError
 from ltsft.objectives.masked_lm import LINES_AT_ONCE, MaskedLM, Rows, masked_logits, pack_text, split_held_out
+from ltsft.sources import read_text
 
 BuildModel = Callable[..., PreTrainedModel]
 
@@ -155,6 +160,88 @@ def test_packing_loses_no_subword_but_the_tail(tokenizer: PreTrainedTokenizerBas
     assert packed[:, 1:-1].reshape(-1).tolist() == expected[: len(packed) * 10]
     assert set(packed[:, 0]) == {tokenizer.cls_token_id}
     assert set(packed[:, -1]) == {tokenizer.sep_token_id}
+
+
+def test_documents_share_sequences_and_none_loses_a_subword(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    documents = [[f"bado kelu {'mika ' * (i % 5)}tuna"] * (1 + i * 7 % 4) for i in range(300)]
+    lines = [line for document in documents for line in [*document, ""]]
+    packed = pack_text(lines, tokenizer, max_length=24, file=tmp_path / "24.tokens")
+    start, end, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    assert set(packed[:, 0]) == {start}
+    found: list[int] = []
+    for row in packed.tolist():
+        body = [i for i in row if i != pad]
+        assert row == body + [pad] * (24 - len(body))
+        assert 24 - len(body) < 3
+        places = [*[i for i, subword in enumerate(body) if subword == start], len(body)]
+        pieces = [body[begin + 1 : stop] for begin, stop in pairwise(places)]
+        assert all(piece[-1] == end for piece in pieces)
+        is_cut = len(body) == 24  # its last piece was closed here by a sep of its own, and its document goes on
+        found += [subword for piece in pieces for subword in piece][: -1 if is_cut else None]
+    expected = [i for document in documents for i in ids_of(document, tokenizer)]
+    assert found == expected[: len(found)]
+    assert len(expected) - len(found) < 24
+    assert float((packed == pad).mean()) < 0.05
+
+
+def test_a_source_is_a_document_and_so_is_what_stands_between_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\none\ntwo\n \n\nthree\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("four\n\n", encoding="utf-8")
+    sources = [Source(scheme="text", location=str(tmp_path / name)) for name in ("a.txt", "b.txt")]
+    assert list(read_text(sources, documents=True)) == ["one", "two", "", "three", "", "four", ""]
+    assert list(read_text(sources)) == ["one", "two", "three", "four"]
+
+
+def pack_several(batch: int) -> list[np.ndarray]:
+    """Sequences of 16 that hold three documents, and some padding; cls is 2, padding 0."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for i in range(batch):
+        row = rng.integers(5, 37, 16, dtype=np.int32)
+        row[[0, 5 + i, 9 + i]] = 2
+        row[14 + i % 3 :] = 0
+        rows.append(row)
+    return rows
+
+
+def masked_by(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, together: bool) -> MaskedLM:
+    objective = MaskedLM(tokenizer, mask_probability=0.4)
+    objective.fit(model)
+    assert objective._first_position == (2 if model.config.model_type == "xlm-roberta" else 0)
+    if not together:
+        objective._first_position = None
+    return objective
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["one sequence", "own rows"])
+def test_packed_documents_have_the_loss_and_gradients_of_documents_alone(
+    together: bool, family: str, tiny_model: BuildModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    ours = tiny_model(family, head="masked_lm").eval()
+    ours.resize_token_embeddings(len(tokenizer))
+    theirs = copy.deepcopy(ours)
+    rows = pack_several(3)
+    objective = masked_by(tokenizer, ours, together=together)
+    batch = objective.collate(rows, torch.Generator().manual_seed(7))
+    assert ("documents" in batch) == together
+    objective._first_position = 0
+    whole = objective.collate(rows, torch.Generator().manual_seed(7))
+    labels = torch.full((3 * 16,), -100)
+    labels[whole["masked"]] = whole["labels"]
+    total = torch.zeros(())
+    for ids, wanted, row in zip(whole["input_ids"], labels.view(3, 16), rows, strict=True):
+        starts = [*np.flatnonzero(row == tokenizer.cls_token_id).tolist(), int((row != 0).sum())]
+        for begin, end in pairwise(starts):
+            logits = theirs(input_ids=ids[None, begin:end]).logits[0]
+            total = total + functional.cross_entropy(logits, wanted[begin:end], ignore_index=-100, reduction="sum")
+    expected = total / len(whole["labels"])
+    loss = objective.loss(ours, batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    loss.backward()
+    expected.backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if q.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_packing_reads_the_text_in_blocks_and_maps_the_result(

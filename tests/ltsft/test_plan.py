@@ -270,13 +270,13 @@ def test_a_task_sft_of_several_languages_needs_the_sft_of_each(
     sources = {str(s): prints.sources.get(str(s), "new") for s in project.all_sources().values()}
     prints = replace(prints, sources=sources)
     plan = make_plan(project, prints, existing)
-    step = plan.step("task pos aa+bb seed 1")
+    step = plan.step("task pos aa and bb seed 1")
     assert step.product.needs == ("language aa", "language bb")
     assert step.reasons == ("new",)
     before = made(project, prints)
     weighted = reload(joint, "target_tasks.pos.sampling.weights={aa: 1, bb: 3}")
     told = stale(make_plan(weighted, prints, before))
-    assert told["task pos aa+bb seed 1"] == ("sampling of source languages changed",)
+    assert told["task pos aa and bb seed 1"] == ("sampling of source languages changed",)
     assert not {subject for subject in told if subject.startswith("language")}
 
 

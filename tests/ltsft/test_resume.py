@@ -22,7 +22,7 @@ KILLS: dict[str, list[dict[str, Any]]] = {
         {"at": ["sparse", 7], "truncate": True},
         {"at": ["sparse", 8], "once": "1-sparse"},
     ],
-    "task": [{"at": ["full", 3]}, {"at": ["selection", 0]}, {"at": ["sparse", 6]}],
+    "task": [{"at": ["head", 2]}, {"at": ["full", 3]}, {"at": ["selection", 0]}, {"at": ["sparse", 6]}],
 }
 """Where each attempt dies. A checkpoint is written after the report of each step."""
 
@@ -36,7 +36,7 @@ RESTARTS = {
         ["sparse", 7],
         ["sparse", 8],
     ],
-    "task": [["full", 1], ["full", 3], ["selection", 0], ["sparse", 6]],
+    "task": [["head", 1], ["head", 2], ["full", 3], ["selection", 0], ["sparse", 6]],
 }
 """What each attempt reports first."""
 

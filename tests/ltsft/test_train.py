@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.compose import composed
+from ltsft.config import Phase
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.files import load_sft, save_sft
 from ltsft.sft import SFT
@@ -261,6 +262,20 @@ def test_what_is_reported_is_what_happened(learn: Learn, learning: ModuleType, e
         entry = sft.details["history"][number]
         assert entry["best_score"] == max(scores)
         assert entry["best_step"] == 2 * (scores.index(max(scores)) + 1)
+
+
+def test_a_head_phase_trains_the_head_alone_and_is_not_rewound(
+    learn: Learn, learning: ModuleType, base: Base, encoder: dict[str, Tensor]
+) -> None:
+    head = Phase(min_steps=4, max_steps=4, learning_rate=1e-2)
+    sft, watch = learn("task", learning.make_recipe(rate=1e-12, head=head, iterations=2))
+
+    assert list(dict.fromkeys(report.stage for report in watch.reports)) == ["head", "full", "selection", "sparse"]
+    assert [h["phase"] for h in sft.details["history"]] == ["head", "full", "sparse", "full", "sparse"]
+    assert all(torch.equal(watch.encoders[0][name], weight) for name, weight in encoder.items())
+    new = dict(base.token_classifier(learning.LABELS, seed=1).named_parameters())
+    for name, value in sft.head.items():
+        assert float((value - new[name]).abs().max()) > 1e-3, name
 
 
 def test_the_best_weights_are_kept_not_the_last(learn: Learn, learning: ModuleType, base: Base) -> None:

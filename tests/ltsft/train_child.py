@@ -18,6 +18,7 @@ from learning import make_recipe, masked_lm, tagging
 from transformers.utils import logging
 
 from ltsft.base import load_base
+from ltsft.config import Phase
 from ltsft.files import save_sft
 from ltsft.train import Progress, train_sft
 
@@ -64,7 +65,10 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
             die()
 
     objective, data = masked_lm(base.tokenizer, folder) if language else tagging(base.tokenizer)
-    recipe = make_recipe(steps=8, evaluations=4, accumulation=1 if language else 2, iterations=2 if language else 1)
+    more: dict[str, Any] = (
+        {"iterations": 2} if language else {"accumulation": 2, "head": Phase(min_steps=3, max_steps=3)}
+    )
+    recipe = make_recipe(steps=8, evaluations=4, **more)
     sft = train_sft(
         base,
         objective,

@@ -1,0 +1,338 @@
+"""One model in memory, in which compositions are switched in place.
+
+`Resident` keeps, for each SFT that is applied, the base values at its support. To switch, it puts those back and adds
+the new diffs, block by block, so that every weight is fetched from memory once however many parts touch it; blocks are
+shared out over threads. Nothing is undone by subtraction: floats round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ltsft.errors import CompositionError
+from ltsft.fitting import Part, check_parts, head_values
+from ltsft.sft import SFT, BaseRef, Diff
+
+__all__ = ["RULES", "Part", "Piece", "Resident", "Rule"]
+
+BLOCK = 2**20
+"""Weights that are changed at a time on the CPU: four megabytes of float32, which stay in the cache meanwhile."""
+
+FEW = 2**16
+"""Entries below which threads cost more than they save."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What one part of a composition brings to some weights.
+
+    Attributes:
+        places: Where its support lies among them, shape (k,), int64, strictly increasing.
+        values: Its diff there, shape (k,), float32.
+        weight: The part's weight.
+    """
+
+    places: Tensor
+    values: Tensor
+    weight: float
+
+
+Rule = Callable[[Tensor, Sequence[Piece]], None]
+"""Takes base weights, (n,) float32, and what each part brings; changes the weights in place, at the places alone."""
+
+
+def sum_diffs(weights: Tensor, pieces: Sequence[Piece]) -> None:
+    """Add the weighted diffs to the base weights in place, one part after the other in the order given.
+
+    The rule of the paper (Ansell et al., ACL 2022, section 3.2). Float addition rounds, so the order decides the last
+    bit: that is why it is part of the composition.
+
+    Args:
+        weights: Base weights, shape (n,), float32.
+        pieces: What each part brings, in order.
+    """
+    for piece in pieces:
+        weights.index_add_(0, piece.places, piece.values if piece.weight == 1.0 else piece.values * piece.weight)
+
+
+RULES: dict[str, Rule] = {"sum": sum_diffs}
+"""The composition rules by name. A new rule is one function and one line here."""
+
+
+class Resident:
+    """A model made from a base, in which compositions are switched in place.
+
+    A switch touches the supports of the parts that come and go, and where those lie in parameters that other parts
+    share, the others' too. Its result has the bits of the same composition made anew. Not for several threads at once:
+    who serves requests holds a lock around `switch` and the forward pass.
+
+    Args:
+        model: A model made from the base; its encoder is `model.base_model`. Any float dtype, any device. What its
+            weights are now is what "base" means here.
+        base: Which base the model was made from.
+        rule: Name of the composition rule, one of `RULES`.
+        heads: Whether the parts' heads are applied.
+
+    Raises:
+        CompositionError: The rule is unknown.
+
+    Example:
+        >>> resident = Resident(model, base=base.ref)  # doctest: +SKIP
+        >>> resident.switch([(faroese, 1.0), (pos, 1.0)])  # doctest: +SKIP
+        >>> resident.switch([(welsh, 1.0), (pos, 1.0)])  # doctest: +SKIP
+        >>> resident.switch([])  # the base again, bit for bit  # doctest: +SKIP
+    """
+
+    def __init__(self, model: PreTrainedModel, *, base: BaseRef, rule: str = "sum", heads: bool = True) -> None:
+        if rule not in RULES:
+            raise CompositionError(f"composition rule {rule!r} is unknown; allowed are {', '.join(sorted(RULES))}")
+        self.model = model
+        self._base = base
+        self._rule = RULES[rule]
+        self._heads = heads
+        self._encoder = dict(model.base_model.named_parameters(remove_duplicate=False))
+        self._parts: tuple[Part, ...] = ()
+        self._held: dict[SFT, dict[str, _Held]] = {}
+        self._saved_head: list[tuple[nn.Parameter, Tensor]] = []
+        self._sound: WeakKeyDictionary[SFT, dict[str, float]] = WeakKeyDictionary()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the model is composed of now, in order."""
+        return self._parts
+
+    def switch(self, parts: Sequence[Part]) -> PreTrainedModel:
+        """Make the model base + these SFTs, whatever it was before.
+
+        New values are computed in float32, part after part in the order listed, and rounded once to the model's
+        dtype. The head of a part replaces the model's; a language SFT whose head (that of masked language modelling)
+        the model does not have brings its diffs alone. The tensors of an SFT are looked at when it first comes, and
+        must not be changed after that.
+
+        Args:
+            parts: SFTs with their weights, in order; none at all gives the base, bit for bit.
+
+        Returns:
+            The model.
+
+        Raises:
+            CompositionError: A part does not fit, or a new value would not be finite: the model is then as it was
+                before. Also if the model was converted to another dtype since the last switch.
+        """
+        self._refuse_converted()
+        wanted = tuple(parts)
+        touched = check_parts(wanted, self._encoder, base=self._base, sound=self._sound)
+        head = head_values([sft for sft, _ in wanted], self.model, touched) if self._heads else []
+        if wanted == self._parts:
+            return self.model
+        for sft, _ in wanted:
+            if sft not in self._sound:
+                self._sound[sft] = {name: _largest(diff.values) for name, diff in sft.diffs.items()}
+        before = self._parts
+        try:
+            self._change(wanted)
+            self._refuse_infinite(wanted)
+        except BaseException:
+            self._change(())
+            self._change(before)
+            raise
+        self._replace_head(head)
+        return self.model
+
+    def _change(self, wanted: tuple[Part, ...]) -> None:
+        gone, self._parts = self._parts, ()  # what follows can be cut off anywhere, and _change(()) mends it
+        coming = {sft for sft, _ in wanted}
+        for sft in coming - self._held.keys():
+            self._held[sft] = _room(sft, self._encoder)
+        targets = []
+        for name in sorted({name for held in self._held.values() for name in held}):
+            before, after = (
+                [(self._held[sft][name], weight) for sft, weight in parts if name in self._held[sft]]
+                for parts in (gone, wanted)
+            )
+            if before != after or not wanted:
+                held = [held[name] for held in self._held.values() if name in held]
+                targets.append(_Target(self._encoder[name], held, after, self._rule))
+        is_worth_threads = sum(target.entries for target in targets) > FEW
+        _run(
+            [block for target in targets for block in target.blocks()],
+            threads=torch.get_num_threads() if is_worth_threads else 1,
+        )
+        for target in targets:
+            target.finish()
+        self._held = {sft: held for sft, held in self._held.items() if sft in coming}
+        self._parts = wanted
+
+    def _refuse_converted(self) -> None:
+        saved = [(self._encoder[name], one.base) for held in self._held.values() for name, one in held.items()]
+        converted = [(p, value) for p, value in saved + self._saved_head if p.dtype != value.dtype]
+        if converted:
+            self._change(())
+            self._replace_head([])
+            parameter, value = converted[0]
+            raise CompositionError(
+                f"the model was converted inside a composition ({len(converted)} parameters, such as one from "
+                f"{value.dtype} to {parameter.dtype}), so the base cannot be restored bit for bit; convert the model "
+                "before composing"
+            )
+
+    def _replace_head(self, head: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+        with torch.no_grad():
+            for parameter, value in self._saved_head:
+                parameter.copy_(value)
+            self._saved_head = [(parameter, parameter.detach().clone()) for parameter, _ in head]
+            for parameter, value in head:
+                parameter.copy_(value)
+
+    def _refuse_infinite(self, wanted: tuple[Part, ...]) -> None:
+        for name in sorted({name for held in self._held.values() for name in held}):
+            bringing = [(sft, weight) for sft, weight in wanted if name in self._held[sft]]
+            dtype = self._encoder[name].dtype
+            bound = max(self._held[sft][name].largest() for sft, _ in bringing)
+            bound += sum(abs(weight) * self._sound[sft][name] for sft, weight in bringing)
+            if bound < torch.finfo(dtype).max:  # false also where it is NaN
+                continue
+            flat = self._encoder[name].detach().reshape(-1)
+            for sft, _ in bringing:
+                places = sft.diffs[name].indices.long().to(flat.device)
+                wrong = torch.nonzero(~torch.isfinite(flat[places]))
+                if wrong.numel():
+                    at = int(places[int(wrong[0])])
+                    titles = ", ".join(sft.title for sft, _ in bringing)
+                    raise CompositionError(f"{titles}: {name}: the new value at index {at} is not finite in {dtype}")
+
+
+class _Held:
+    """One SFT at one parameter: its diff, and the base values at its support once they were fetched."""
+
+    def __init__(self, diff: Diff, base: Tensor) -> None:
+        self.indices = diff.indices.numpy()
+        self.values = diff.values
+        self.base = base
+        self.filled: set[int] = set()  # numbers of the blocks whose base values are in `base`
+        self._cuts: list[int] = []
+        self._largest: float | None = None
+
+    def span(self, edges: list[int], number: int) -> slice:
+        """Give the part of the support that lies in a block."""
+        if len(self._cuts) != len(edges):
+            self._cuts = [0, *np.searchsorted(self.indices, edges[1:-1]).tolist(), len(self.indices)]
+        return slice(self._cuts[number], self._cuts[number + 1])
+
+    def largest(self) -> float:
+        """Give the largest absolute base value; NaN where one is NaN."""
+        if self._largest is None:
+            self._largest = _largest(self.base)
+        return self._largest
+
+
+def _room(sft: SFT, encoder: Mapping[str, nn.Parameter]) -> dict[str, _Held]:
+    """Make room for the base values of an SFT: one buffer for all parameters of a dtype and device."""
+    groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+    for name, diff in sorted(sft.diffs.items()):
+        if diff.support_size:
+            groups.setdefault((encoder[name].dtype, encoder[name].device), []).append(name)
+    held = {}
+    for (dtype, device), names in groups.items():
+        counts = [sft.diffs[name].support_size for name in names]
+        buffers = _buffer(sum(counts), dtype, device).split(counts)
+        held.update({name: _Held(sft.diffs[name], buffer) for name, buffer in zip(names, buffers, strict=True)})
+    return held
+
+
+class _Target:
+    """One parameter and what is to become of it.
+
+    Args:
+        parameter: the parameter.
+        held: every SFT that reaches it, those that go and those that come.
+        wanted: what it is to be composed of, in order: which of `held`, and the weight.
+        rule: of the composition.
+    """
+
+    def __init__(
+        self, parameter: nn.Parameter, held: list[_Held], wanted: list[tuple[_Held, float]], rule: Rule
+    ) -> None:
+        self._held = held
+        self._wanted = wanted
+        self._coming = list({id(one): one for one, _ in wanted}.values())
+        self._rule = rule
+        self._whole = parameter.detach()
+        self._flat = self._whole.reshape(-1)  # a copy where the parameter is not contiguous
+        size = self._flat.numel()
+        self._edges = [*range(0, size, BLOCK if self._flat.device.type == "cpu" else size), size]
+        self.entries = sum(len(one.indices) for one in held)
+
+    def blocks(self) -> Iterator[tuple[_Target, int]]:
+        """Give the work, cut into blocks of weights that do not meet."""
+        return ((self, number) for number in range(len(self._edges) - 1))
+
+    def finish(self) -> None:
+        """Write back what had to be changed in a copy."""
+        if not self._whole.is_contiguous():
+            self._whole.copy_(self._flat.view(self._whole.shape))
+
+    def change(self, number: int) -> None:
+        """Put the base values of one block back, save those that are needed next, and apply the rule."""
+        flat, places = self._flat, {}
+        for one in self._held:
+            span = one.span(self._edges, number)
+            places[one] = torch.from_numpy(one.indices[span].astype(np.int64)).to(flat.device)
+            if number in one.filled:
+                flat.scatter_(0, places[one], one.base[span].to(flat))
+        for one in self._coming:  # all weights of the block are the base's now
+            if number not in one.filled:
+                torch.index_select(flat, 0, places[one], out=one.base[one.span(self._edges, number)])
+                one.filled.add(number)
+        pieces = [
+            Piece(places[one], one.values[one.span(self._edges, number)].to(flat.device), float(weight))
+            for one, weight in self._wanted
+        ]
+        if flat.dtype == torch.float32:
+            self._rule(flat, pieces)
+        elif pieces:
+            low, high = self._edges[number : number + 2]
+            weights = flat[low:high].float()
+            self._rule(weights, [replace(piece, places=piece.places - low) for piece in pieces])
+            for one in self._coming:
+                flat.scatter_(0, places[one], weights[places[one] - low].to(flat.dtype))
+
+
+def _largest(values: Tensor) -> float:
+    if not values.numel():
+        return 0.0
+    flat = values.float().cpu().numpy()  # by numpy: torch would use threads for what is over in no time
+    low, high = float(flat.min()), float(flat.max())
+    return math.nan if math.isnan(low) else max(-low, high)
+
+
+def _buffer(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Give room for values; on the CPU by numpy, which asks for huge pages and so saves most of the page faults."""
+    if device.type != "cpu":
+        return torch.empty(count, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(max(count, 1) * dtype.itemsize, dtype=np.uint8)).view(dtype)[:count]
+
+
+def _run(blocks: list[tuple[_Target, int]], *, threads: int) -> None:
+    """Do all blocks; an error is raised after every thread has ended."""
+    remaining = iter(blocks)  # shared: each block is taken by one thread
+    if threads < 2 or len(blocks) < 2:
+        _run_each(remaining)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for ended in [pool.submit(_run_each, remaining) for _ in range(threads)]:
+            ended.result()
+
+
+def _run_each(blocks: Iterator[tuple[_Target, int]]) -> None:
+    for target, number in blocks:
+        target.change(number)
