@@ -3,5 +3,16 @@
 `python -m benchmarks` runs all of them, each in a process of its own. docs/performance.md explains the figures.
 """
 
-NAMES: tuple[str, ...] = ("language_step", "task_step", "corpus", "gpu")
+NAMES: tuple[str, ...] = (
+    "composition",
+    "corpus",
+    "gpu",
+    "inference",
+    "language_step",
+    "matrix",
+    "plan",
+    "selection",
+    "storage",
+    "task_step",
+)
 """The benchmarks."""

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification, PreTrainedModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForTokenClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from ltsft.base import parameter_roles
 from ltsft.sft import SFT, BaseRef, Diff, Kind
@@ -22,9 +32,11 @@ __all__ = [
     "build_masked_lm",
     "build_sft",
     "build_token_classifier",
+    "save_base",
     "size_of",
 ]
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BASE_REF = BaseRef(id="random", revision=None, fingerprint="0" * 64, tokenizer_fingerprint="1" * 64)
 LABELS = tuple(f"L{i}" for i in range(17))
 """As many as there are universal parts of speech."""
@@ -92,6 +104,20 @@ def build_token_classifier(size: Size, labels: Sequence[str] = LABELS) -> PreTra
     return BertForTokenClassification(
         build_config(size, id2label=names, label2id={label: i for i, label in names.items()})
     ).eval()
+
+
+def save_base(size: Size, folder: Path) -> Path:
+    """Write a base with its masked-LM head and a WordPiece tokenizer of made-up words."""
+    words = [*SPECIAL, *(f"w{number}" for number in range(size.vocabulary - len(SPECIAL)))]
+    tokenizer = Tokenizer(WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **dict(zip(names, SPECIAL, strict=True))).save_pretrained(
+        folder
+    )
+    torch.manual_seed(0)
+    BertForMaskedLM(build_config(size)).save_pretrained(folder)
+    return folder
 
 
 def build_sft(model: PreTrainedModel, kind: Kind, subject: str, support: int, *, seed: int) -> SFT:

@@ -1,0 +1,33 @@
+"""Every benchmark runs in its small size and says what it found in one form."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from benchmarks import NAMES
+
+# The rest prove the result, at any size: what is measured must be right, whatever it takes.
+RIGHT = {
+    "composition": {"wrong_weights"},
+    "plan": {"stale_products"},
+    "selection": {"wrong_choices"},
+    "storage": {"wrong_entries", "bits_an_entry_bf16"},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_says_what_it_found(name: str) -> None:
+    report = importlib.import_module(f"benchmarks.{name}").run(quick=True)
+    found = json.loads(json.dumps(report.as_json()))
+    assert found["benchmark"] == name
+    assert found["figures"]
+    for figure in found["figures"].values():
+        assert set(figure) == {"value", "unit", "goal", "met"}
+        assert isinstance(figure["met"], bool)
+        assert isinstance(figure["value"], int | float)
+    for figure in RIGHT.get(name, set()):
+        assert found["figures"][figure]["met"], (figure, found)
+    assert all(figure.name in report.table() for figure in report.figures)
