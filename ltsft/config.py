@@ -8,110 +8,20 @@ argument sets (the argument wins, then the environment).
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qsl, urlencode
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
+from ltsft.named_source import Frozen, Sources, as_list
+from ltsft.named_source import Source as Source  # it is part of what this module offers
 
-SCHEMES = ("text", "conllu", "conll", "tsv", "csv", "jsonl", "parquet", "hf")
-HUB_OPTIONS = ("split", "name", "revision")
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-class Frozen(BaseModel):
-    """Base of all config objects: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Source(Frozen):
-    """A named data source: ``scheme:location``, and optionally where a missing local file comes from.
-
-    In YAML either a string (``text:text/fo.txt.gz``, ``conllu:https://host/file.conllu``) or a mapping
-    ``{file: "text:text/fo.txt.gz", origin: "https://host/fo.txt.gz"}``. What lies on the hub is named by its id, split,
-    configuration and commit: ``hf:OWNER/NAME?split=train&name=es&revision=COMMIT``; a folder of data files as
-    ``hf:./FOLDER?split=train``.
-    """
-
-    scheme: str
-    location: str
-    origin: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _parse(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, str):
-            value = {"file": value}
-        if not isinstance(value, Mapping) or "file" not in value:
-            return value
-        unknown = set(value) - {"file", "origin"}
-        if unknown:
-            raise ValueError(f"unknown key {sorted(unknown)[0]!r}; allowed are file and origin")
-        scheme, separator, location = str(value["file"]).partition(":")
-        if not separator or scheme not in SCHEMES or not location:
-            allowed = ", ".join(f"{s}:" for s in SCHEMES)
-            raise ValueError(f"a source is scheme:location with one of the schemes {allowed}, got {value['file']!r}")
-        context = info.context or {}
-        root = context.get("data_root", "")
-        if scheme == "hf":
-            return {"scheme": scheme, "location": _hub_location(location, root, context), "origin": None}
-        location = _join(root, location)
-        is_missing = "://" not in location and value.get("origin") is None and not Path(location).is_file()
-        if context.get("check_files") and is_missing:
-            raise ValueError(f"there is no file {location}; mend the path or set data_root (now {root})")
-        return {"scheme": scheme, "location": location, "origin": value.get("origin")}
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the location is a URL or a data set of the hub rather than a local path."""
-        return "://" in self.location or (self.scheme == "hf" and not self.location.startswith("/"))
-
-    def __str__(self) -> str:
-        return f"{self.scheme}:{self.location}"
-
-
-def _join(root: str, location: str) -> str:
-    if "://" in location or location.startswith("/"):
-        return location
-    if "://" in root:
-        return f"{root.rstrip('/')}/{location}"
-    return str(Path(root, location).absolute())
-
-
-def _hub_location(location: str, root: str, context: Mapping[str, Any]) -> str:
-    """Check what names a data set of the hub, or a folder of data files, and put its options in order."""
-    path, _, query = location.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    for name in options:
-        if name not in HUB_OPTIONS:
-            raise ValueError(f"unknown option {name!r} of hf:; allowed are {', '.join(HUB_OPTIONS)}")
-    if not options.get("split"):
-        raise ValueError(f"hf: needs a split, such as hf:{path}?split=train")
-    if path.startswith(("/", "./", "../")):
-        path = _join(root, path)
-        if context.get("check_files") and not Path(path).is_dir():
-            raise ValueError(f"there is no folder {path}; mend the path or set data_root (now {root})")
-    elif not re.fullmatch("[0-9a-f]{40}", options.get("revision", "")):
-        raise ValueError(
-            "a data set of the hub is named with the commit that it is read at, as &revision= and 40 hex digits; "
-            "data that may change have no key; a folder starts with ./"
-        )
-    return f"{path}?{urlencode({name: options[name] for name in HUB_OPTIONS if name in options})}"
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class BaseConfig(Frozen):
@@ -142,7 +52,7 @@ class LabelledData(Frozen):
     """Labelled sentences of one language: what is trained on, and what chooses the best checkpoint."""
 
     train: Sources
-    dev: Annotated[tuple[Source, ...], BeforeValidator(_as_list)] = ()
+    dev: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = ()
 
 
 class Sampling(Frozen):
@@ -169,7 +79,7 @@ class TargetTask(Frozen):
     )
     sampling: Sampling = Sampling()
     test: dict[str, Sources]
-    supervised: dict[str, LabelledData] = {}
+    supervised: dict[str, LabelledData] = Field({})
 
     @field_validator("objective")
     @classmethod
@@ -307,7 +217,7 @@ class Project(Frozen):
     base: BaseConfig
     languages: dict[str, Language] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
-    target_tasks: dict[str, TargetTask] = {}
+    target_tasks: dict[str, TargetTask] = Field({})
     recipes: dict[str, Recipe]
     gates: Gates = Gates()
     store: Store
