@@ -21,7 +21,7 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", [*REAL, "toy_tasks.yaml"])
+@pytest.mark.parametrize("name", [*REAL, "language_pairs.yaml", "toy_tasks.yaml"])
 def test_a_project_of_target_tasks_says_how_it_is_run_and_scores_every_language(name: str) -> None:
     project = load_project(CONFIGS / name, data_root="s3://elsewhere")
     head = (CONFIGS / name).read_text(encoding="utf-8").partition("\nname:")[0]
