@@ -1,5 +1,6 @@
 # make demo   the main job on the artificial language family: no download of data or models
 # make test   the tests
+# make test-cluster   the bad days of a cluster, with real services and a stand-in for nodes (half an hour)
 # make lint   ruff and mypy
 # make bench  the benchmarks, on a model of the size of mBERT; BENCH="--quick" or BENCH="storage plan" for less
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORK ?= work
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test test-cluster lint bench install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -26,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-cluster: $(STAMP)
+	$(BIN)/pytest tests/cluster -m cluster
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,18 +8,29 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ltsft.cli_release import releasing
 from ltsft.config import ProjectRef
-from ltsft.errors import LtsftError, ServiceError
+from ltsft.console import (
+    AsJson,
+    BaseOption,
+    DataRoot,
+    Overrides,
+    ProjectFile,
+    console,
+    escaped,
+    fail,
+    project_ref,
+    told_errors,
+)
 
 if TYPE_CHECKING:
     from ltsft.matrix import Matrix
@@ -27,39 +38,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
-ProjectFile = Annotated[Path, typer.Argument(help="The project file, such as configs/ud.yaml.")]
-DataRoot = Annotated[str | None, typer.Option(help="Folder or URL that relative data sources start from.")]
-BaseOption = Annotated[str | None, typer.Option("--base", help="Another base: a folder, or a hub id as id@revision.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Another value, as dotted.path=value; may be given several times.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-@contextmanager
-def _told_errors() -> Iterator[None]:
-    """Show our own errors as a message, not as a traceback."""
-    try:
-        yield
-    except LtsftError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    Console(stderr=True, highlight=False).print(f"[bold red]ltsft:[/] {_escape(message)}", soft_wrap=True)
-    raise typer.Exit(2)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _ref(file: Path, data_root: str | None, base: str | None, overrides: list[str] | None) -> ProjectRef:
-    return ProjectRef(file=str(file), data_root=data_root, base=base, overrides=tuple(overrides or ()))
+app.add_typer(releasing)
 
 
 @app.callback(help="Learn, store, compose and measure sparse fine-tunings (LT-SFT) of multilingual encoders.")
@@ -79,20 +58,20 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show each product, whether it is up to date and, if not, why."""
-    with _told_errors():
+    with told_errors():
         from tasks.workspace import open_workspace
 
-        made = open_workspace(_ref(file, data_root, base, overrides)).plan
+        made = open_workspace(project_ref(file, data_root, base, overrides)).plan
     if as_json:
         print(json.dumps([step.as_row() for step in made.steps], indent=2))
         return
     table = Table("product", "state", "why", box=None)
     for step in made.steps:
         state = "[green]up to date[/]" if step.is_up_to_date else "[yellow]to do[/]"
-        table.add_row(step.product.subject, state, _escape("; ".join(step.reasons)))
-    console = _console()
-    console.print(table)
-    console.print(f"{len(made.stale)} of {len(made.steps)} products are to be made")
+        table.add_row(step.product.subject, state, escaped("; ".join(step.reasons)))
+    out = console()
+    out.print(table)
+    out.print(f"{len(made.stale)} of {len(made.steps)} products are to be made")
 
 
 @app.command()
@@ -108,9 +87,8 @@ def run(
     has_bars = sys.stderr.isatty() and not verbose
     if has_bars:  # the bars show what matters; all log lines are in Prefect
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    ref = _ref(file, data_root, base, overrides)
-    with _told_errors():
+    ref = project_ref(file, data_root, base, overrides)
+    with told_errors():
         from tasks.matrix import read_matrix, restore_page
         from tasks.workspace import open_workspace
 
@@ -123,30 +101,19 @@ def run(
             matrix = read_matrix(workspace)
         _show_matrix(matrix, workspace, as_json=as_json)
     if failed:
-        Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {_escape(failed)}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {escaped(failed)}", soft_wrap=True)
         raise typer.Exit(1)
 
 
 def _retrain(ref: ProjectRef, *, has_bars: bool) -> str:
     """Run the flow; give what failed, or nothing."""
+    from flows.retrain import retrain
+    from tasks.local_flows import run_locally
     from tasks.progress import shown_progress
 
     with shown_progress() if has_bars else nullcontext():
-        import httpx
-
-        from flows.retrain import retrain
-
-        try:
-            state = retrain(ref, return_state=True)
-        except (
-            RuntimeError,
-            httpx.HTTPError,
-        ) as error:  # of Prefect itself: what fails inside the flow is in its state
-            raise ServiceError(
-                f"Prefect cannot be used: {type(error).__name__}: {error}; check PREFECT_API_URL "
-                f"({os.environ.get('PREFECT_API_URL', 'not set: a server is started for the run')}) and that it is up"
-            ) from error
-    return "" if state.is_completed() else state.message or "the run failed"
+        end = run_locally(retrain, ref)
+    return "" if end.is_completed else end.message
 
 
 def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None:
@@ -156,17 +123,61 @@ def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None
         print(json.dumps(asdict(matrix), indent=2, default=str))
         return
     print(matrix_text(matrix))
-    console = _console()
+    out = console()
     page = workspace.store / "report.html"
     if page.is_file():
-        console.print(f"Report:  {page}", soft_wrap=True)
-    console.print(f"MLflow:  {workspace.tracker.ui_command()}", soft_wrap=True)
+        out.print(f"Report:  {page}", soft_wrap=True)
+    out.print(f"MLflow:  {workspace.tracker.ui_command()}", soft_wrap=True)
+
+
+@app.command()
+def bootstrap(
+    file: ProjectFile,
+    root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path(),
+    job_variables: Annotated[
+        list[str] | None,
+        typer.Option("--job-variable", help="Another default of the pools, as name=value or pool.name=value."),
+    ] = None,
+    pool_limits: Annotated[
+        list[str] | None, typer.Option("--pool-limit", help="Runs at once in a pool, as ltsft-gpu=8.")
+    ] = None,
+    pool_type: Annotated[str, typer.Option(help="kubernetes; or process, for Compose.")] = "kubernetes",
+    app_folder: Annotated[str, typer.Option(help="Where the code is in the image.")] = "/app",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
+) -> None:
+    """Make Prefect, MLflow and the bucket ready for a project on a cluster; what is ready is not touched."""
+    with told_errors():
+        from tasks.bootstrapping import bootstrap as make_ready
+
+        changes = make_ready(
+            ProjectRef(file=str(file)).load(),
+            root=root,
+            job_variables=dict(map(_name_and_value, job_variables or ())),
+            pool_limits={name: int(limit) for name, limit in map(_name_and_value, pool_limits or ())},
+            pool_type=pool_type,
+            app_folder=app_folder,
+            dry_run=dry_run,
+        )
+    for change in changes:
+        print(change)
+    print(f"{len(changes)} changes{' would be made' if dry_run else ''}" if changes else "nothing to change")
+
+
+def _name_and_value(argument: str) -> tuple[str, Any]:
+    """Read name=value; the value is JSON where it can be read as such, else text."""
+    name, separator, value = argument.partition("=")
+    if not separator:
+        fail(f"give name=value, got {argument!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 @app.command()
 def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json: AsJson = False) -> None:
     """Check an SFT folder and show what it is, and where it changes the base."""
-    with _told_errors():
+    with told_errors():
         from ltsft.files import load_sft, read_manifest
         from ltsft.interference import sparsity
 
@@ -175,12 +186,12 @@ def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json
     if as_json:
         print(json.dumps({"manifest": manifest, "sparsity": measured.to_dict()}, indent=2))
         return
-    console = _console()
-    console.print(f"{_escape(loaded.title)}: K = {loaded.support_size:,} of {loaded.maskable:,} weights")
-    console.print(f"density {100 * loaded.density:.3f} %, base {loaded.base.id}")
+    out = console()
+    out.print(f"{escaped(loaded.title)}: K = {loaded.support_size:,} of {loaded.maskable:,} weights")
+    out.print(f"density {100 * loaded.density:.3f} %, base {loaded.base.id}")
     for label, value in (("labels", ", ".join(loaded.labels)), ("learnt from", ", ".join(loaded.source_languages))):
         if value:
-            console.print(f"{label}: {_escape(value)}")
+            out.print(f"{label}: {escaped(value)}")
     for title, shares in (("layer", measured.layers), ("parameter group", measured.groups)):
         table = Table(title, "weights", "support", "density %", "L1", "L2", box=None)
         for name, share in shares.items():
@@ -192,7 +203,7 @@ def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json
                 f"{share.l1:.4g}",
                 f"{share.l2:.4g}",
             )
-        console.print(table)
+        out.print(table)
 
 
 @app.command()
@@ -201,8 +212,8 @@ def compare(
 ) -> None:
     """Show how every two of the SFTs interfere: overlap, sign conflict, collision."""
     if len(sfts) < 2:
-        _fail(f"compare takes two SFT folders or more, got {len(sfts)}")
-    with _told_errors():
+        fail(f"compare takes two SFT folders or more, got {len(sfts)}")
+    with told_errors():
         from ltsft.files import load_sft
         from ltsft.interference import interference
 
@@ -216,8 +227,8 @@ def compare(
     for a, b, met in pairs:
         o = met.overall
         table.add_row(
-            _escape(str(a.path)),
-            _escape(str(b.path)),
+            escaped(str(a.path)),
+            escaped(str(b.path)),
             f"{o.intersection:,}",
             f"{o.intersection / o.expected:.2f}" if o.expected else "-",
             f"{100 * o.overlap:.2f}",
@@ -225,7 +236,7 @@ def compare(
             f"{o.cosine_on_intersection:.3f}",
             f"{100 * o.energy:.2f}",
         )
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -238,7 +249,7 @@ def compose(
     rule: Annotated[str, typer.Option(help="How the diffs are put together.")] = "sum",
 ) -> None:
     """Compose base + SFTs and write the result as an ordinary Hugging Face folder."""
-    with _told_errors():
+    with told_errors():
         from ltsft.base import load_base
         from ltsft.compose import export_composition
         from ltsft.files import load_sft
@@ -249,7 +260,7 @@ def compose(
         task = next((sft for sft, _ in parts if sft.kind == "task"), None)
         model = model_of(loaded, task) if task is not None else loaded.masked_lm()
         export_composition(model, loaded.tokenizer, parts, out, base=loaded.ref, rule=rule)
-    _console().print(f"wrote {out}", soft_wrap=True)
+    console().print(f"wrote {out}", soft_wrap=True)
 
 
 @app.command()
@@ -262,8 +273,8 @@ def convert(
 ) -> None:
     """Turn an SFT of the reference implementation into an SFT folder; nothing in it is executed."""
     if kind not in ("language", "task"):
-        _fail(f"--kind must be language or task, got {kind!r}")
-    with _told_errors():
+        fail(f"--kind must be language or task, got {kind!r}")
+    with told_errors():
         from ltsft.base import load_base
         from ltsft.files import save_sft
         from ltsft.reference import convert_reference
@@ -277,16 +288,16 @@ def convert(
             model=loaded.masked_lm(),
         )
         save_sft(sft, out)
-    _console().print(f"wrote {out}: K = {sft.support_size:,}", soft_wrap=True)
+    console().print(f"wrote {out}: K = {sft.support_size:,}", soft_wrap=True)
 
 
 @app.command()
 def toy(folder: Annotated[Path, typer.Argument(help="Where the artificial family and its base are written.")]) -> None:
     """Write the artificial language family and pre-train its base; nothing is done if both are there."""
-    with _told_errors():
+    with told_errors():
         from ltsft.toy import make_toy
 
-        make_toy(folder, on_progress=lambda message: _console().print(message))
+        make_toy(folder, on_progress=lambda message: console().print(message))
 
 
 def _weighted(argument: str) -> tuple[str, float]:
@@ -296,7 +307,7 @@ def _weighted(argument: str) -> tuple[str, float]:
     try:
         return folder, float(weight)
     except ValueError:
-        _fail(f"the weight of {folder} must be a number, got {weight!r}")
+        fail(f"the weight of {folder} must be a number, got {weight!r}")
 
 
 def _id_and_revision(base: str) -> tuple[str, str | None]:

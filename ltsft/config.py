@@ -181,6 +181,7 @@ class Recipe(Frozen):
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
+    processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -189,6 +190,11 @@ class Recipe(Frozen):
             raise ValueError("give either density, in (0, 1], or size, the number of weights")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        if self.batch_size % (self.accumulation * self.processes):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}) x processes "
+                f"({self.processes})"
+            )
         if self.head is not None and self.head.l1:
             raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")
         if len(set(self.seeds)) != len(self.seeds):
@@ -197,8 +203,10 @@ class Recipe(Frozen):
 
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
-        rounded = {"values": self.values} if self.values != "float32" else {}  # the exact one changes nothing
-        return {**self.model_dump(mode="json", exclude={"seeds", "values"}), **rounded, "seed": seed}
+        # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
+        plain = {"values": "float32", "processes": 1, "head": None}
+        values = self.model_dump(mode="json", exclude={"seeds"})
+        return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
 class Store(Frozen):
@@ -267,6 +275,7 @@ def load_project(
     data_root: str | None = None,
     base: str | None = None,
     overrides: Iterable[str] = (),
+    check_files: bool = True,
 ) -> Project:
     """Read a project file.
 
@@ -275,6 +284,7 @@ def load_project(
         data_root: folder or URL that relative sources start from; replaces the file's and ``LTSFT_DATA_ROOT``.
         base: hub id (``id@revision``) or folder of the base; replaces the file's id and revision.
         overrides: ``dotted.path=value`` each, the value in YAML: ``recipes.language.density=0.05``.
+        check_files: whether local data must be there; who serves or rolls back has none.
 
     Returns:
         The frozen project; every relative source is resolved.
@@ -301,7 +311,7 @@ def load_project(
     raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
     problems = _reference_problems(raw)
     try:
-        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": True})
+        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": check_files})
     except PydanticError as error:
         problems = [*_field_problems(error), *problems]
     if problems:
@@ -350,6 +360,12 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         problems.append("recipes.language: missing; it says how language SFTs are learnt")
     elif isinstance(seeds, (list, tuple)) and len(seeds) > 1:
         problems.append(f"recipes.language.seeds: one seed is allowed for language SFTs, got {len(seeds)}")
+    floors = _as_mapping(_as_mapping(_as_mapping(raw.get("gates")).get("release")).get("min_scores"))
+    problems += [
+        f"gates.release.min_scores.{name}: no such target task; allowed are {', '.join(map(str, targets))}"
+        for name in floors
+        if name not in targets
+    ]
     known = ["language", *map(str, targets)]
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
@@ -391,10 +407,15 @@ class ProjectRef(Frozen):
     base: str | None = None
     overrides: tuple[str, ...] = ()
 
-    def load(self) -> Project:
+    def load(self, *, check_files: bool = True) -> Project:
         """Read the project file.
+
+        Args:
+            check_files: whether local data must be there.
 
         Raises:
             ConfigError: naming everything that is wrong at once.
         """
-        return load_project(self.file, data_root=self.data_root, base=self.base, overrides=self.overrides)
+        return load_project(
+            self.file, data_root=self.data_root, base=self.base, overrides=self.overrides, check_files=check_files
+        )

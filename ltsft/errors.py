@@ -8,7 +8,11 @@
     ├── CompositionError    an SFT does not fit the model, the tokenizer or the other SFTs
     ├── TrainingError       a training cannot go on (loss not finite, nothing to train on)
     ├── ValidationError     data did not pass the validation gate
-    └── ServiceError        a service (MLflow, S3) refused or could not be reached
+    ├── ReleaseError        a composition did not pass its gates, or there is nothing to release, roll back or serve
+    ├── InterruptedTraining a training was asked to stop; it saved a checkpoint and can go on from there
+    └── ServiceError        a service (MLflow, S3, Prefect, the cluster) refused or could not be reached
+        ├── ConflictError   somebody else wrote first
+        └── StoredFileError S3 was reached, but what it holds is missing or damaged
 
 A message says what is wrong, the value, what is allowed and how to mend it.
 """
@@ -48,5 +52,21 @@ class ValidationError(LtsftError):
     """Data did not pass the validation gate; nothing was trained on it."""
 
 
+class ReleaseError(LtsftError):
+    """A composition did not pass its gates, or there is nothing to release, to roll back to or to serve."""
+
+
+class InterruptedTraining(LtsftError):  # noqa: N818 - it is no mistake of anybody
+    """A training was asked to stop; it saved a checkpoint and can go on from there."""
+
+
 class ServiceError(LtsftError):
-    """A service (MLflow, S3) refused a request or could not be reached."""
+    """A service (MLflow, S3, Prefect, the cluster) refused a request or could not be reached."""
+
+
+class ConflictError(ServiceError):
+    """Somebody else wrote first, or took over what we held; nothing of theirs was overwritten."""
+
+
+class StoredFileError(ServiceError):
+    """S3 was reached, but what should be there is missing or damaged."""

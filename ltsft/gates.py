@@ -1,7 +1,8 @@
-"""The thresholds of the validation gate: what raw text and labelled data must keep before training.
+"""The thresholds of the gates: what data must keep before training, and what a composition must keep to be released.
 
-Every threshold has a default and a reason (the field's description). A project file changes them under ``gates.text``
-and ``gates.labelled``. What is measured is in ``ltsft/measures.py``; who compares the two is ``tasks/quality.py``.
+Every threshold has a default and a reason (the field's description). A project file changes them under ``gates.text``,
+``gates.labelled`` and ``gates.release``. What is measured of data is in ``ltsft/measures.py``, and ``tasks/quality.py``
+compares the two; ``ltsft/verdicts.py`` judges a composition.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Gates", "LabelledGate", "TextGate"]
+__all__ = ["Gates", "LabelledGate", "ReleaseGate", "TextGate"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -167,10 +168,54 @@ class LabelledGate(BaseModel):
     )
 
 
+class ReleaseGate(BaseModel):
+    """What a composition must keep before it is released. Bounds are inclusive.
+
+    The first release of a (language, target task) has no champion to be compared with, and what its interference should
+    be is not known yet: only the floor and the canary decide, and the rest is recorded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_score: Share = Field(
+        default=0.3, description="the floor: below it no answer at all is better; accuracy or F1, by target task"
+    )
+    min_scores: dict[str, Share] = Field(
+        default={}, description="another floor for some target tasks, by name: scores of two tasks do not compare"
+    )
+    min_over_majority: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        default=0.0, description="points over always giving the most frequent label, which needs no model"
+    )
+    max_drop: Share = Field(
+        default=0.02,
+        description="no worse than the champion by more than this; less than what two seeds of one recipe differ by",
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = Field(
+        default=0.95, description="that the drop is not larger, by paired bootstrap over the sentences of the test set"
+    )
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
+        default=2_000, description="of the bootstrap; its quantiles then vary by a few hundredths of their width"
+    )
+    max_overlap: Share = Field(
+        default=0.9, description="share of the smaller support that both SFTs change; beyond it they are not sparse"
+    )
+    max_sign_conflict: Share = Field(
+        default=0.65, description="chance gives half where the supports meet; far more means that one undoes the other"
+    )
+    max_language_loss_change: Annotated[float, Field(ge=0.0)] = Field(
+        default=3.0,
+        description="nats that composing may add to the language's masked-LM loss: beyond it the language is lost",
+    )
+    canary_seconds: Annotated[float, Field(gt=0.0)] = Field(
+        default=300.0, description="in which a fresh process must load the composition and answer, with a cold cache"
+    )
+
+
 class Gates(BaseModel):
-    """The thresholds of a project: one set for raw text, one for labelled data."""
+    """The thresholds of a project: for raw text, for labelled data, and for what is released."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: TextGate = TextGate()
     labelled: LabelledGate = LabelledGate()
+    release: ReleaseGate = ReleaseGate()

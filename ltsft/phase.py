@@ -30,7 +30,7 @@ from transformers import (
 
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
-from ltsft.errors import TrainingError
+from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
 from ltsft.processes import is_first_process, of_first_process, wait_for_all
@@ -69,6 +69,7 @@ class Phase:
     folder: Path
     checkpoint_seconds: float
     device: str
+    should_stop: Callable[[], bool] | None = None
 
     @property
     def steps(self) -> int:
@@ -95,6 +96,7 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
 
     Raises:
         TrainingError: the loss is not finite.
+        InterruptedTraining: it was asked to stop, and a checkpoint is saved.
     """
     phase.folder.mkdir(parents=True, exist_ok=True)
     done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
@@ -152,17 +154,20 @@ def _train(phase: Phase, module: LossModule, report: OnStep) -> None:
         accelerator_config={"non_blocking": phase.device != "cpu"},
         ddp_broadcast_buffers=False,
     )
+    watch = _Watch(phase, module, report)
     trainer = Trainer(
         model=module,
         args=arguments,
         train_dataset=_Stream(phase.examples, phase, steps * recipe.batch_size),
         data_collator=_collator(phase, module),
         optimizers=(_optimizer(phase, module), None),
-        callbacks=[_Watch(phase, module, report)],
+        callbacks=[watch],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
+    if watch.was_stopped:
+        raise InterruptedTraining(f"asked to stop; saved the {phase.name} phase at step {trainer.state.global_step}")
 
 
 def _optimizer(phase: Phase, module: LossModule) -> torch.optim.Optimizer:
@@ -248,6 +253,7 @@ class _Watch(TrainerCallback):
         self._best_file = phase.folder / "best.safetensors"
         self._saved_at = self._counted_at = time.monotonic()
         self._metrics: dict[str, float] = {}
+        self.was_stopped = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -256,9 +262,13 @@ class _Watch(TrainerCallback):
             self._phase.objective.take_out()  # a step that loss scaling skipped has not done it
         if state.global_step in self._evaluate_at:
             self._evaluate(state.global_step)
-        is_due = time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds
-        if state.global_step < self._steps and of_first_process(is_due, args.device):
-            control.should_save = True
+        if state.global_step < self._steps:
+            is_asked = self._phase.should_stop is not None and self._phase.should_stop()
+            self.was_stopped = of_first_process(is_asked, args.device)
+            is_due = time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds
+            if self.was_stopped or of_first_process(is_due, args.device):
+                control.should_save = True
+            control.should_training_stop = control.should_training_stop or self.was_stopped
         if state.is_world_process_zero:
             self._report(state.global_step, self._steps, self._metrics)
         self._metrics = {}
@@ -340,6 +350,12 @@ def _newest_checkpoint(folder: Path) -> str | None:
         elif newest is None:
             newest = str(checkpoint)
     return newest
+
+
+def newest_whole_checkpoint(folder: Path) -> Path | None:
+    """Find the newest checkpoint of a phase that was written to its end; None if there is none."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True)
+    return next((checkpoint for checkpoint in found if _is_whole(checkpoint)), None)
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -288,7 +288,7 @@ class _Target:
             span = one.span(self._edges, number)
             places[one] = torch.from_numpy(one.indices[span].astype(np.int64)).to(flat.device)
             if number in one.filled:
-                flat.scatter_(0, places[one], one.base[span].to(flat))
+                _put(flat, places[one], one.base[span].to(flat))
         for one in self._coming:  # all weights of the block are the base's now
             if number not in one.filled:
                 torch.index_select(flat, 0, places[one], out=one.base[one.span(self._edges, number)])
@@ -304,7 +304,18 @@ class _Target:
             weights = flat[low:high].float()
             self._rule(weights, [replace(piece, places=piece.places - low) for piece in pieces])
             for one in self._coming:
-                flat.scatter_(0, places[one], weights[places[one] - low].to(flat.dtype))
+                _put(flat, places[one], weights[places[one] - low].to(flat.dtype))
+
+
+def _put(flat: Tensor, places: Tensor, values: Tensor) -> None:
+    """Write values at some places and nowhere else: other threads write to other places of `flat` meanwhile.
+
+    `scatter_` is the faster one, but for 16-bit floats it goes through a copy of the whole tensor.
+    """
+    if flat.dtype == torch.float32:
+        flat.scatter_(0, places, values)
+    else:
+        flat.index_copy_(0, places, values)
 
 
 def _largest(values: Tensor) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -16,6 +17,7 @@ from ltsft.config import Precision
 from ltsft.interference import interference
 from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
+from ltsft.paired import Outcomes
 from ltsft.phase import autocast
 from ltsft.sft import SFT
 
@@ -42,9 +44,16 @@ class CellData:
 
 @dataclass(frozen=True)
 class CellScore:
-    """The metrics of a cell; names as in MLflow, scores in [0, 1], losses in nats."""
+    """What a cell scores.
+
+    Attributes:
+        metrics: names as in MLflow, scores in [0, 1], losses in nats.
+        outcomes: by seed of the task SFT, (numerator, denominator) of each test sentence, (sentences, 2), float64:
+            what a paired comparison of two compositions needs.
+    """
 
     metrics: Mapping[str, float]
+    outcomes: Mapping[int, Outcomes]
 
 
 class Scorer:
@@ -112,23 +121,32 @@ class Scorer:
         for name in sorted(composed_scores[0].metrics.keys() - {"size", "words"}):
             metrics[f"test.{name}"] = fmean(e.metrics[name] for e in composed_scores)
             metrics[f"test_task_only.{name}"] = fmean(e.metrics[name] for e in alone)
+        outcomes = {}
         for task, with_language, without in zip(tasks, composed_scores, alone, strict=True):
             seed = task.details["recipe"]["seed"]
+            outcomes[int(seed)] = as_outcomes(with_language)
             metrics[f"score.seed.{seed}"] = with_language.score
             metrics[f"score_task_only.seed.{seed}"] = without.score
         if supervised is not None:
             metrics["score_supervised"] = self._tag(data.test, [(language, 1.0), (supervised, 1.0)]).score
         metrics |= interference(language, tasks[0]).metrics(details=True)
         metrics |= self._functional(data, language, tasks[0], source)
-        return CellScore(metrics)
+        return CellScore(metrics, outcomes)
+
+    def outcomes(self, test: Sequence[Any], parts: Sequence[Part]) -> Outcomes:
+        """Give (correct, counted) of each test sentence under a composition, shape (sentences, 2)."""
+        return as_outcomes(self._tag(test, parts))
+
+    def language_loss_change(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part]) -> float:
+        """Give the nats that adding the task SFTs to the language's adds to its masked-LM loss."""
+        return self._language_loss(text, language, tasks) - self._language_loss(text, language)
 
     def _functional(self, data: CellData, language: SFT, task: SFT, source: SFT) -> dict[str, float]:
         metrics = {}
         if len(data.text):
             plain = self._language_loss(data.text, [])
             alone = self._language_loss(data.text, [(language, 1.0)])
-            headless = replace(task, head={}, labels=())
-            both = self._language_loss(data.text, [(language, 1.0), (headless, 1.0)])
+            both = self._language_loss(data.text, [(language, 1.0)], [(task, 1.0)])
             metrics = {
                 "functional.base_loss": plain,
                 "functional.language_loss": alone,
@@ -146,10 +164,17 @@ class Scorer:
         with autocast(self._precision, self._device):
             return self._objective.evaluate(model, examples)
 
-    def _language_loss(self, text: Sequence[Any], parts: Sequence[Part]) -> float:
-        model = self._language_model.switch(parts)
+    def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
+        """Give the masked-LM loss; of the task SFTs only the diffs count, their heads have no place in this model."""
+        headless = [(replace(task, head={}, labels=()), weight) for task, weight in tasks]
+        model = self._language_model.switch([*language, *headless])
         with autocast(self._precision, self._device):
             return self._masked_lm.evaluate(model, text).metrics["loss"]
+
+
+def as_outcomes(evaluation: Evaluation) -> Outcomes:
+    """Give the outcomes of an evaluation as an array, shape (sentences, 2), float64."""
+    return np.asarray(evaluation.outcomes, dtype=np.float64).reshape(-1, 2)
 
 
 def _ready(model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -21,7 +21,7 @@ from ltsft.measures import EXAMPLES, Examples, Measures, share_of, text_hash
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["TEXT_TITLES", "Line", "measure_text", "overlap_key"]
+__all__ = ["TEXT_TITLES", "Line", "measure_text", "most_used_script", "overlap_key"]
 
 # What each measure is called in messages.
 TEXT_TITLES = {
@@ -133,6 +133,27 @@ def measure_text(
     values = tally.values()
     values.update(_measure_tokens(tally.sample.lines, tokenizer, tally.examples))
     return Measures(values, tally.examples.shown())
+
+
+def most_used_script(text: str) -> str:
+    """Tell the script that most letters of a text are in.
+
+    Args:
+        text: some lines of it are enough.
+
+    Returns:
+        The ISO 15924 code; ``Jpan`` where there are kana, ``Kore`` where most letters are Hangul, ``Latn`` where there
+        are no letters.
+    """
+    counts = Counter(scripts.script(c) for c in text if unicodedata.category(c)[0] == "L")
+    for code in _ANY_SCRIPT:
+        counts.pop(code, None)
+    if not counts:
+        return "Latn"
+    if counts["Hira"] + counts["Kana"] > 0.1 * counts.total():
+        return "Jpan"
+    found = counts.most_common(1)[0][0]
+    return "Kore" if found == "Hang" else str(found)
 
 
 class _CharacterClasses(dict[int, str]):

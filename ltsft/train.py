@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +27,7 @@ from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, autocast, run_phase, write_tensors
+from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
 from ltsft.processes import is_first_process, join_processes, wait_for_all
 from ltsft.sft import SFT, Diff, Kind
 
@@ -52,6 +53,7 @@ class Progress:
     iteration: int = 0
 
 
+_PHASES = {"head": 0, "full": 1, "sparse": 3}
 OnProgress = Callable[[Progress], None]
 
 
@@ -79,6 +81,7 @@ def train_sft(
     checkpoint_seconds: float = 300.0,
     device: str | None = None,
     on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> SFT:
     """Learn an SFT.
 
@@ -103,6 +106,7 @@ def train_sft(
         checkpoint_seconds: time between checkpoints: the most work that a kill can cost.
         device: "cpu" or "cuda"; the accelerator if there is one when None.
         on_progress: called after each step.
+        should_stop: asked after each step; once it says yes, a checkpoint is saved and the training ends.
 
     Returns:
         The SFT, on the CPU.
@@ -111,6 +115,7 @@ def train_sft(
         TrainingError: nothing to train on, or a loss that is not finite.
         ConfigError: the recipe does not fit the base.
         CompositionError: an applied SFT does not fit the base.
+        InterruptedTraining: `should_stop` said so.
     """
     rounds = [data] * recipe.iterations if isinstance(data, TrainingData) else list(data)
     if not all(len(each.examples) for each in rounds):
@@ -131,8 +136,9 @@ def train_sft(
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                model, objective, roles, recipe, seed, iteration, each, folder, checkpoint_seconds, device, on_progress
-            )
+                model, objective, roles, recipe, seed, iteration, each, folder, checkpoint_seconds, device, on_progress,
+                should_stop,
+            )  # fmt: skip
             chosen, results = training.run(chosen, quota)
             history += [
                 {"phase": r.name, "iteration": iteration, "steps": r.steps, "best_step": r.step, "best_score": r.score}
@@ -203,6 +209,7 @@ class _Iteration:
     checkpoint_seconds: float
     device: str
     on_progress: OnProgress | None
+    should_stop: Callable[[], bool] | None
 
     def run(self, taken: dict[str, _Chosen], quota: int) -> tuple[dict[str, _Chosen], list[PhaseResult]]:
         """Train, select `quota` more weights, rewind to where this round began and train the selected ones.
@@ -280,6 +287,7 @@ class _Iteration:
             folder=self.folder / f"{self.number}-{name}",
             checkpoint_seconds=self.checkpoint_seconds,
             device=self.device,
+            should_stop=self.should_stop,
         )
 
         def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
@@ -290,6 +298,37 @@ class _Iteration:
     def _report(self, stage: str, step: int = 0, steps: int = 0, metrics: Mapping[str, float] | None = None) -> None:
         if self.on_progress is not None and is_first_process():
             self.on_progress(Progress(stage, step, steps, metrics or {}, self.number))
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """List the files that a training in this folder needs to go on elsewhere: whole checkpoints and finished phases.
+
+    What it can make again (packed text, the starting point) is not among them, nor a checkpoint that is still being
+    written.
+    """
+    found = list(folder.glob("[0-9]*-support.safetensors"))
+    for phase in (path for name in _PHASES for path in folder.glob(f"[0-9]*-{name}")):
+        found += [file for file in (phase / "best.safetensors", phase / "done.json") if file.is_file()]
+        checkpoint = newest_whole_checkpoint(phase)
+        if checkpoint is not None:
+            found += [file for file in checkpoint.rglob("*") if file.is_file()]
+    return found
+
+
+def checkpoint_progress(names: Iterable[str]) -> tuple[int, int, float]:
+    """Say how far a training is that has these files (paths in its folder): iteration, phase, step; for comparison."""
+    reached: tuple[int, int, float] = (-1, 0, 0.0)
+    for name in names:
+        top, _, rest = name.partition("/")
+        number, _, what = top.partition("-")
+        if what == "support.safetensors":
+            reached = max(reached, (int(number), 2, 0.0))
+        elif rest == "done.json":
+            reached = max(reached, (int(number), _PHASES[what], math.inf))
+        elif rest.startswith("checkpoint-"):
+            step = rest.partition("/")[0].rpartition("-")[2]
+            reached = max(reached, (int(number), _PHASES[what], float(step)))
+    return reached
 
 
 def derive_seed(*parts: object) -> int:

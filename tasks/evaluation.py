@@ -36,6 +36,10 @@ from tasks.runs import RunHandle
 from tasks.training import labelled_rows, target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
+OUTCOMES = "outcomes"
+"""Artifact of a cell: (correct, counted) of each test sentence, a file for each seed."""
+MEASURED_SEED = "ltsft.measured_seed"
+"""Tag of a cell: the seed of the task SFT whose interference was measured."""
 SOURCE_SENTENCES = 200
 """Dev sentences of the source language on which functional interference is measured."""
 
@@ -55,8 +59,27 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         text=np.load(held_out, allow_pickle=False),
         majority=_majority(workspace, target),
     )
+    scored = target_scorer(workspace, target).score(
+        data,
+        language=workspace.load_sft(language_run),
+        tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
+        source=_sft(workspace, language_subject(source)),
+        supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
+    )
+    run.log_metrics(scored.metrics)
+    run.set_tags({MEASURED_SEED: str(seeds[0])})
+    folder = workspace.working_folder(step) / OUTCOMES
+    folder.mkdir(exist_ok=True)
+    for seed, outcomes in scored.outcomes.items():
+        np.save(folder / f"seed-{seed}.npy", outcomes, allow_pickle=False)
+    run.log_folder(folder, OUTCOMES)
+    return dict(scored.metrics)
+
+
+def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
+    """Give what scores compositions of a target task, on the base of the project."""
     recipe = workspace.project.recipes["language"]
-    scorer = _scorer(
+    return _scorer(
         workspace.base,
         target.objective,
         OBJECTIVES[target.objective].label_set(target),
@@ -65,15 +88,6 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         recipe.precision,
         workspace.device,
     )
-    metrics = scorer.score(
-        data,
-        language=workspace.load_sft(language_run),
-        tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
-        source=_sft(workspace, language_subject(source)),
-        supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
-    ).metrics
-    run.log_metrics(metrics)
-    return dict(metrics)
 
 
 @dataclass(frozen=True)

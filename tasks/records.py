@@ -18,6 +18,7 @@ from typing import Any
 
 KEY, KIND, SUBJECT, BASE, PARENTS = "ltsft.key", "ltsft.kind", "ltsft.subject", "ltsft.base", "ltsft.parents"
 PARTS, FAILURE, FAILURE_TYPE, ATTEMPTS = "ltsft.parts", "ltsft.failure", "ltsft.failure_type", "ltsft.attempts"
+FLOW_RUN = "ltsft.flow_run"
 PARENT_RUN, NOTE, COMMIT, DIRTY = (
     "mlflow.parentRunId",
     "mlflow.note.content",
@@ -69,6 +70,15 @@ class Failure:
     reason: str
     error_type: str
     end: datetime
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that is not ended, and the id of Prefect's flow run that opened it; empty where there was none."""
+
+    run_id: str
+    subject: str
+    flow_run: str
 
 
 @dataclass(frozen=True)

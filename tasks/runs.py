@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ltsft.errors import LtsftError, ServiceError
+from ltsft.errors import ConflictError, LtsftError, ServiceError
 from tasks.records import FAILURE, FAILURE_TYPE, NOTE, flatten_params
+from tasks.storage import Bucket, publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tasks.tracking import Tracker
+
+
+PROXY_BYTES = 100_000_000
+"""The largest file that goes through a tracking server."""
 
 
 class RunHandle:
@@ -59,15 +65,31 @@ class RunHandle:
         with self._tracker.service(f"tag {self.name!r}"):
             self._tracker.write(self.run_id, tags=tags)
 
-    def log_folder(self, folder: str | Path, artifact_path: str) -> None:
-        """Store a folder's files as artifacts; readers see them once the run is FINISHED."""
+    def log_folder(self, folder: str | Path, artifact_path: str, *, manifest: str | None = None) -> None:
+        """Store a folder's files as artifacts; readers see them once the run is FINISHED.
+
+        Args:
+            folder: with files.
+            artifact_path: folder of the run that they go to.
+            manifest: name of the file that makes the others one product. Where artifacts are in S3 it is written last
+                and only if there is none: a folder that an earlier attempt at this run published stays as it is.
+        """
         if not Path(folder).is_dir():
             raise ServiceError(f"cannot log {folder} to run {self.name!r}: there is no such folder")
+        if (bucket := self._bucket()) is not None:
+            publish(bucket / artifact_path, Path(folder), manifest)
+            return
+        for file in Path(folder).rglob("*"):
+            self._refuse_large(file)
         with self._tracker.service(f"store {artifact_path} of {self.name!r}"):
             self._client.log_artifacts(self.run_id, str(folder), artifact_path)
 
     def log_file(self, file: str | Path, artifact_path: str | None = None) -> None:
         """Store a file as an artifact, in the folder `artifact_path` of the run."""
+        if (bucket := self._bucket()) is not None:
+            bucket.upload(Path(file), f"{artifact_path}/{Path(file).name}" if artifact_path else Path(file).name)
+            return
+        self._refuse_large(Path(file))
         with self._tracker.service(f"store {Path(file).name} of {self.name!r}"):
             self._client.log_artifact(self.run_id, str(file), artifact_path)
 
@@ -80,6 +102,27 @@ class RunHandle:
         """Store text, such as ``matrix.md`` or ``report.html``."""
         with self._tracker.service(f"store {artifact_file} of {self.name!r}"):
             self._client.log_text(self.run_id, text, artifact_file)
+
+    def _bucket(self) -> Bucket | None:
+        """Give the artifacts' place if it is in S3: then they go there, and not by way of MLflow."""
+        return Bucket(self._artifact_uri) if self._artifact_uri.startswith("s3://") else None
+
+    @cached_property
+    def _artifact_uri(self) -> str:
+        with self._tracker.service(f"look at {self.name!r}"):
+            return str(self._client.get_run(self.run_id).info.artifact_uri)
+
+    def _refuse_large(self, file: Path) -> None:
+        """Keep large files away from the tracking server, which would pass them on through its memory."""
+        if self._artifact_uri.startswith(("mlflow-artifacts:", "http")) and file.is_file():
+            size = file.stat().st_size
+            if size > PROXY_BYTES:
+                raise ServiceError(
+                    f"{file.name} has {size / 1e6:.0f} MB and may not go through the tracking server (at most "
+                    f"{PROXY_BYTES / 1e6:.0f} MB): experiment {self._tracker.experiment!r} keeps its artifacts behind "
+                    "it; set LTSFT_ARTIFACT_LOCATION=s3://... and run ltsft bootstrap before the first run (a location "
+                    "is fixed when an experiment is created; rename the project to get a new one)"
+                )
 
     def finish(self) -> None:
         """Say that the product exists: everything about it is logged and stored."""
@@ -105,6 +148,8 @@ class RunHandle:
             return
         if error is None:
             self.finish()
+            return
+        if isinstance(error, ConflictError):  # another attempt has this run now
             return
         try:
             if isinstance(error, LtsftError) and not isinstance(error, ServiceError):

@@ -2,6 +2,8 @@
 
     LTSFT_TRACKING_URI or MLFLOW_TRACKING_URI   the MLflow server or database; SQLite in the project's store by default
     LTSFT_ARTIFACT_LOCATION                     folder or URL for the artifacts of a new MLflow experiment
+    LTSFT_BUCKET                                s3://bucket/prefix for checkpoints, leases and the inbox; else none
+    LTSFT_TRAININGS                             where retrain starts trainings: here (default) or as deployments
     LTSFT_GIT_COMMIT                            the commit an image was built from, where there is no checkout
 
 MLflow reads its own credentials (``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``,
@@ -15,17 +17,21 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ltsft.errors import ConfigError
+from ltsft.serving.limits import Limits
 
+_KEY_LENGTH = 16
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for data
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 8 to 25 s, and more on a busy machine
     "PREFECT_LOGGING_EXTRA_LOGGERS": "ltsft,tasks,flows",  # what they log is with the flow run, too
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "OMP_WAIT_POLICY": "PASSIVE",  # a spinning thread slows everything down where cores are shared
@@ -52,6 +58,15 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("LTSFT_TRACKING_URI", "MLFLOW_TRACKING_URI")
     )
     artifact_location: str | None = Field(default=None, description="of a new MLflow experiment; fixed from then on")
+    bucket: str | None = Field(
+        default=None,
+        description="where checkpoints and leases are kept, so that another machine can go on; else this machine alone",
+    )
+    lease_seconds: float = Field(default=60.0, gt=0, description="a run that is gone for so long has lost its key")
+    trainings: Literal["here", "deployments"] = Field(default="here", description="where retrain starts trainings")
+    crashes: int = Field(default=3, ge=1, description="a deployed training that crashed so often has failed for good")
+    retry_seconds: float = Field(default=10.0, gt=0, description="pause before a second attempt; longer each time")
+    poll_seconds: float = Field(default=5.0, gt=0, description="pause between looks at deployed trainings")
     git_commit: str | None = Field(default=None, description="used where the working folder is not a checkout")
 
     @field_validator("tracking_uri")
@@ -75,6 +90,56 @@ class Settings(BaseSettings):
         if self.artifact_location is not None:
             return self.artifact_location
         return None if self.tracking_uri is not None else str(Path(store_folder).absolute() / "artifacts")
+
+
+class ServeSettings(BaseSettings):
+    """Settings of a server: ``LTSFT_SERVE_`` and the name of a limit in capitals, and who may ask.
+
+    LTSFT_SERVE_API_KEYS        keys, separated by commas; everybody may ask without it
+    LTSFT_SERVE_API_KEYS_FILE   a file with a key a line, such as a mounted secret
+    LTSFT_SERVE_MAX_TEXTS, ...  see ltsft/serving/limits.py
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="LTSFT_SERVE_", extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    api_keys: SecretStr | None = None
+    api_keys_file: Path | None = None
+
+    def keys(self) -> list[str]:
+        """Give the keys.
+
+        Raises:
+            ConfigError: the file cannot be read, or a key is shorter than 16 characters.
+        """
+        found = self.api_keys.get_secret_value().split(",") if self.api_keys else []
+        if self.api_keys_file is not None:
+            try:
+                found += self.api_keys_file.read_text(encoding="utf-8").splitlines()
+            except OSError as error:
+                raise ConfigError(f"LTSFT_SERVE_API_KEYS_FILE: {self.api_keys_file}: {error.strerror}") from error
+        keys = [key.strip() for key in found if key.strip()]
+        if any(len(key) < _KEY_LENGTH for key in keys):
+            raise ConfigError(f"an API key has at least {_KEY_LENGTH} characters; one of them is shorter")
+        return keys
+
+    def limits(self) -> Limits:
+        """Give the limits."""
+        prefix = "LTSFT_SERVE_"
+        given = {name: os.environ.get(f"{prefix}{name.upper()}") for name in Limits.model_fields}
+        try:
+            return Limits.model_validate({name: value for name, value in given.items() if value})
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors(include_input=False)
+            )
+            raise ConfigError(f"the environment has a wrong setting: {problems}") from None
+
+
+def read_serve_settings() -> ServeSettings:
+    """Read the settings of a server."""
+    return ServeSettings()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Everything that exists is a run in MLflow. This is the only file that imports mlflow.
+"""Everything that exists is a run in MLflow. This file imports mlflow, the registry beside it, and the logged model.
 
 A *product* (an SFT, a cell, a matrix) is a run with the tag ``ltsft.key``; a FINISHED run says that the product exists.
 `Tracker` talks to MLflow through `MlflowClient` alone: no global state, safe from several threads and processes.
@@ -35,6 +35,7 @@ from tasks.records import (
     ATTEMPTS,
     FAILURE,
     FAILURE_TYPE,
+    FLOW_RUN,
     KEY,
     KIND,
     PARENT_RUN,
@@ -42,6 +43,7 @@ from tasks.records import (
     SUBJECT,
     Child,
     Failure,
+    OpenRun,
     Record,
     canonical_json,
     cut_tags,
@@ -54,6 +56,7 @@ from tasks.records import (
 )
 from tasks.runs import RunHandle
 from tasks.settings import Settings, read_settings
+from tasks.storage import Bucket, fetch_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -119,6 +122,26 @@ class Tracker:
             cache_folder=Path(store_folder).absolute() / "downloads",
             git_commit=settings.git_commit,
         )
+
+    @classmethod
+    def exists(cls, name: str, store_folder: str | Path, *, settings: Settings | None = None) -> bool:
+        """Whether the experiment of a project exists; nothing is created.
+
+        Raises:
+            ServiceError: MLflow cannot be reached or refuses.
+        """
+        uri = (settings or read_settings()).resolve_tracking_uri(store_folder)
+        local = re.fullmatch(r"sqlite:///([^?]+)", uri)
+        if local is not None and not Path(local[1]).exists():
+            return False
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return MlflowClient(tracking_uri=uri).get_experiment_by_name(name) is not None
+        except MlflowException as error:
+            shown = re.sub(r"//[^/@]*@", "//***@", uri)
+            raise ServiceError(f"MLflow at {shown} cannot be asked for experiment {name!r}: {error}") from error
 
     def open_run(
         self,
@@ -205,7 +228,7 @@ class Tracker:
             is_fresh = bool(self._known) and time.monotonic() - self._read_at < _FRESH_SECONDS
             newest = max((record.end for record in self._known.values()), default=_NEVER)
             since = newest - _CLOCKS_DIFFER if is_fresh else _NEVER
-            found = self._search(
+            found = self.search(
                 f"attributes.status = 'FINISHED' and tags.`{KEY}` != '' "
                 f"and attributes.end_time >= {round(since.timestamp() * 1000)}"
             )
@@ -221,7 +244,7 @@ class Tracker:
         Args:
             records: what `records` gave, when it is at hand, to save a query.
         """
-        failed = self._search(f"attributes.status = 'FAILED' and tags.`{SUBJECT}` != ''")
+        failed = self.search(f"attributes.status = 'FAILED' and tags.`{SUBJECT}` != ''")
         newest: dict[str, datetime] = {}
         for record in (self.records() if records is None else records) if failed else ():
             newest[record.subject] = max(record.end, newest.get(record.subject, record.end))
@@ -230,6 +253,17 @@ class Tracker:
             if failure.subject not in newest or failure.end > newest[failure.subject]:
                 found[failure.subject] = failure
         return found
+
+    def open_runs(self) -> list[OpenRun]:
+        """List the runs that are not ended, with the flow run that each was opened by."""
+        found = self.search(f"attributes.status = 'RUNNING' and tags.`{KEY}` != ''")
+        return [
+            OpenRun(run.info.run_id, run.data.tags.get(SUBJECT, ""), run.data.tags.get(FLOW_RUN, "")) for run in found
+        ]
+
+    def interrupt(self, run_id: str, reason: str) -> None:
+        """End a run that nobody works on as KILLED; the next attempt goes on in it."""
+        RunHandle(self, run_id=run_id, name=run_id, is_resumed=True).interrupt(reason)
 
     def log_children(self, parent: RunHandle, children: Iterable[Child]) -> dict[str, str]:
         """Put finished runs under a parent, such as the cells of a matrix; those already there (by name) are left.
@@ -240,7 +274,7 @@ class Tracker:
             The run id by name.
         """
         with self.service(f"log the children of {parent.name!r}"):
-            known = {run.info.run_name: run for run in self._search(f"tags.`{PARENT_RUN}` = '{parent.run_id}'")}
+            known = {run.info.run_name: run for run in self.search(f"tags.`{PARENT_RUN}` = '{parent.run_id}'")}
             ids = {name: run.info.run_id for name, run in known.items()}
             for child in children:
                 if child.name in known and known[child.name].info.status == "FINISHED":
@@ -275,6 +309,8 @@ class Tracker:
                 if not found.exists():
                     raise ServiceError(f"run {run_id} has no artifact {artifact_path!r} under {uri}")
                 return found
+            if uri.startswith("s3://"):
+                return self._fetch_from_s3(uri, run_id, artifact_path)
             fetch = partial(
                 download_artifacts, run_id=run_id, artifact_path=artifact_path, tracking_uri=self.tracking_uri
             )
@@ -286,6 +322,54 @@ class Tracker:
                     with tempfile.TemporaryDirectory(dir=self._cache_folder) as unpacked:
                         Path(fetch(dst_path=unpacked)).replace(_made(target.parent) / target.name)
             return target
+
+    def save_model(
+        self,
+        folder: Path,
+        *,
+        code: Path,
+        artifacts: Mapping[str, str],
+        example: Sequence[Mapping[str, Any]],
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Write a pyfunc model from code into a folder, to be logged; nothing is pickled, and nothing is loaded.
+
+        Args:
+            folder: to write; must not exist.
+            code: the file that MLflow runs when the model is loaded; a copy goes into the model.
+            artifacts: files that go into the model, by the names that the code knows them by.
+            example: rows of an input example; its columns are texts.
+            metadata: shown with the model.
+        """
+        with self.service("write a model"):
+            import mlflow.pyfunc
+            import pandas as pd
+            from mlflow.models import ModelSignature
+            from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+            texts, numbers = Array(DataType.string), Array(DataType.double)
+            inputs = Schema([ColSpec(DataType.string, "text", required=False), ColSpec(texts, "words", required=False)])
+            outputs = Schema([ColSpec(texts, "words"), ColSpec(texts, "labels"), ColSpec(numbers, "scores")])
+            mlflow.pyfunc.save_model(
+                folder,
+                python_model=str(code),
+                artifacts=dict(artifacts),
+                signature=ModelSignature(inputs, outputs),
+                input_example=pd.DataFrame(list(example)),
+                pip_requirements=["ltsft"],
+                metadata=dict(metadata),
+            )
+
+    def _fetch_from_s3(self, uri: str, run_id: str, artifact_path: str) -> Path:
+        folder = _made(self._cache_folder or Path(tempfile.mkdtemp(prefix="ltsft-")))
+        target = folder / run_id / artifact_path
+        with FileLock(folder / f"{run_id}.lock"):
+            if not target.exists():
+                with tempfile.TemporaryDirectory(dir=folder) as fetched:
+                    whole = Path(fetched, target.name)
+                    fetch_folder(Bucket(uri), artifact_path, whole)
+                    whole.replace(_made(target.parent) / target.name)
+        return target
 
     def write(
         self,
@@ -309,12 +393,12 @@ class Tracker:
             size = _METRIC_BATCH if kind == "metrics" else _OTHER_BATCH
             for i in range(0, len(values), size):
                 batch: dict[str, Any] = {kind: values[i : i + size]}
-                _patiently(partial(self.client.log_batch, run_id, **batch))
+                patiently(partial(self.client.log_batch, run_id, **batch))
 
     def end(self, run_id: str, status: str) -> None:
         """Give a run its last status: FINISHED, FAILED or KILLED."""
         with self.service(f"end run {run_id}"):
-            _patiently(partial(self.client.set_terminated, run_id, status=status))
+            patiently(partial(self.client.set_terminated, run_id, status=status))
 
     @contextmanager
     def service(self, action: str) -> Iterator[None]:
@@ -357,7 +441,7 @@ class Tracker:
                 return runs[0]
         return None
 
-    def _search(self, filter_string: str) -> list[Run]:
+    def search(self, filter_string: str) -> list[Run]:
         """Read all pages; oldest first, so that runs that are added meanwhile do not shift the pages."""
         runs: dict[str, Run] = {}
         token: str | None = None
@@ -374,6 +458,16 @@ class Tracker:
                 token = page.token
                 if not token:
                     return list(runs.values())
+
+
+def predict_words(uri: str, sentences: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """Load a model as any user of MLflow would and label sentences that are split into words."""
+    import mlflow.pyfunc
+    import pandas as pd
+
+    model = mlflow.pyfunc.load_model(uri)
+    answer = model.predict(pd.DataFrame({"words": [list(words) for words in sentences]}))
+    return [list(labels) for labels in answer["labels"]]
 
 
 @contextmanager
@@ -411,7 +505,7 @@ def _create_sqlite(uri: str) -> None:
             whole.replace(database)
 
 
-def _patiently(action: Callable[[], object]) -> None:
+def patiently(action: Callable[[], object]) -> None:
     """Do it; while the database says it is busy, wait and do it again (each wait twice as long, 31 s in all)."""
     from mlflow.exceptions import MlflowException
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from ltsft.config import LabelledData, Language, Source, TargetTask
+from ltsft.base import Base
+from ltsft.config import LabelledData, Language, Project, Source, TargetTask
 from ltsft.figures import density_figure
-from ltsft.files import load_sft, save_sft
+from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
@@ -22,12 +24,15 @@ from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sources import RowError, read_text
-from ltsft.train import TrainingData, train_sft
+from ltsft.train import Progress, TrainingData, train_sft
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
+from tasks.stopping import run_stoppable
+from tasks.together import Job, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
+_LOG = logging.getLogger(__name__)
 HELD_OUT_EVERY = 10
 """Without dev data, every tenth sentence of the training data chooses the best checkpoint."""
 
@@ -36,28 +41,13 @@ HELD_OUT_EVERY = 10
 def train_language_sft(workspace: Workspace, language: Language, step: Step, run: RunHandle) -> Path:
     """Learn a language SFT from raw text; give the folder that holds it."""
     folder = workspace.working_folder(step)
-    recipe = workspace.project.recipes["language"]
-    tokenizer = workspace.base.tokenizer
-    packed = pack_text(
-        read_text(language.text, documents=True),
-        tokenizer,
-        max_length=recipe.max_length,
-        file=folder / f"{recipe.max_length}.tokens",
-    )
-    examples, held_out = split_held_out(packed, recipe.held_out)
-    get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(packed), recipe.max_length)
+    what = language_training(workspace.project, workspace.base, language, folder)
+    examples, held_out = what["data"].examples, what["data"].held_out
+    length = workspace.project.recipes["language"].max_length
+    get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(examples) + len(held_out), length)
     (folder / HELD_OUT).parent.mkdir(exist_ok=True)
     np.save(folder / HELD_OUT, np.stack([held_out[i] for i in range(len(held_out))]), allow_pickle=False)
-    return _train(
-        workspace,
-        step,
-        run,
-        objective=MaskedLM(tokenizer, mask_probability=recipe.mask_probability),
-        kind="language",
-        subject=language.code,
-        recipe=recipe,
-        data=TrainingData(examples, held_out),
-    )
+    return _train(workspace, step, run, what, {})
 
 
 @task(name="train task SFT", task_run_name="train {step.product.subject}", cache_policy=NO_CACHE)
@@ -68,32 +58,65 @@ def train_task_sft(
 
     From several languages, each batch is of one of them, over base + its SFT.
     """
-    objective = target_objective(workspace, target)
-    split = {language: _split(objective, target, labelled) for language, labelled in data.items()}
-    sfts = {language: workspace.load_sft(workspace.made(language_subject(language))) for language in data}
-    common = {
-        "kind": "task",
-        "subject": target.name,
-        "recipe": workspace.project.recipes[target.name],
-        "source_languages": tuple(data),
-        "details": {"objective": target.objective},
+    sources = {code: workspace.tracker.download(workspace.made(language_subject(code)), SFT_FOLDER) for code in data}
+    what = task_training(workspace.project, workspace.base, target, step.product.language, sources)
+    return _train(workspace, step, run, what, sources)
+
+
+def language_training(project: Project, base: Base, language: Language, folder: Path) -> dict[str, Any]:
+    """Give what `train_sft` needs to know of a language SFT; the packed text goes to the folder."""
+    recipe = project.recipes["language"]
+    packed = pack_text(
+        read_text(language.text, documents=True),
+        base.tokenizer,
+        max_length=recipe.max_length,
+        file=folder / f"{recipe.max_length}.tokens",
+    )
+    return {
+        "objective": MaskedLM(base.tokenizer, mask_probability=recipe.mask_probability),
+        "kind": "language",
+        "subject": language.code,
+        "recipe": recipe,
+        "data": TrainingData(*split_held_out(packed, recipe.held_out)),
     }
-    if len(data) == 1:
-        (examples,), applied = split.values(), list(sfts.values())
-        return _train(workspace, step, run, objective=objective, data=examples, applied=applied, **common)
-    several = SeveralSources(objective, sfts, workspace.base)
+
+
+def task_training(
+    project: Project, base: Base, target: TargetTask, language: str, sources: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Give what `train_sft` needs to know of a task SFT.
+
+    Args:
+        project: the project.
+        base: its base.
+        target: what is learnt.
+        language: what the product is learnt from: a language, or several by their name together.
+        sources: folder of the SFT of each of these languages.
+    """
+    recipe = project.recipes[target.name]
+    objective = objective_of(target, base, recipe.max_length)
+    split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    sfts = {code: load_sft(folder) for code, folder in sources.items()}
+    common = {"kind": "task", "subject": target.name, "recipe": recipe, "source_languages": tuple(split)}
+    if len(split) == 1:
+        (data,), applied = split.values(), list(sfts.values())
+        return {**common, "objective": objective, "data": data, "applied": applied}
+    several = SeveralSources(objective, {code: sfts[code] for code in split}, base)
+    examples = {code: found.examples for code, found in split.items()}
     held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
     if target.order == "sequential":
         rounds = [
-            TrainingData([FromLanguage(i, example) for example in found.examples], held_out[i])
-            for i, found in enumerate(split.values())
+            TrainingData([FromLanguage(i, example) for example in found], held_out[i])
+            for i, found in enumerate(examples.values())
         ]
-        return _train(workspace, step, run, objective=several, data=rounds, **common)
-    sampling = target.sampling
-    sizes = {language: len(found.examples) for language, found in split.items()}
-    shares = sampling_shares(sizes, temperature=sampling.temperature, weights=sampling.weights)
-    mixed = Mixture({language: found.examples for language, found in split.items()}, shares)
-    return _train(workspace, step, run, objective=several, data=TrainingData(mixed, list(chain(*held_out))), **common)
+        return {**common, "objective": several, "data": rounds}
+    sizes = {code: len(found) for code, found in examples.items()}
+    shares = sampling_shares(sizes, temperature=target.sampling.temperature, weights=target.sampling.weights)
+    return {
+        **common,
+        "objective": several,
+        "data": TrainingData(Mixture(examples, shares), list(chain(*held_out))),
+    }
 
 
 def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
@@ -105,27 +128,45 @@ def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -
     return TrainingData([e for e in examples if e.sentence % HELD_OUT_EVERY], held_out)
 
 
-def _train(workspace: Workspace, step: Step, run: RunHandle, **what: Any) -> Path:
+def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any], sources: Mapping[str, Path]) -> Path:
     folder = workspace.working_folder(step)
     product = step.product
     recipe = what["recipe"]
-    data_prints = {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts}
+    more: dict[str, Any] = {
+        "seed": product.seed or 0,
+        "details": {
+            "key": product.key,
+            "data": {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts},
+            "parents": product.parts["upstream"],
+            **({"objective": product.parts["objective"]} if product.kind == "task" else {}),
+        },
+        "checkpoint_seconds": 60.0 * workspace.project.store.checkpoint_minutes,
+        "device": workspace.device,
+    }
     project = workspace.project.name
-    details = what.pop("details", {})
     rounds = recipe.iterations if isinstance(what["data"], TrainingData) else len(what["data"])
-    with ProgressReporter(run, name=product.subject, project=project, iterations=rounds) as reporter:
-        sft = train_sft(
-            workspace.base,
-            what.pop("objective"),
-            **what,
-            seed=product.seed or 0,
-            folder=folder,
-            details={**details, "key": product.key, "data": data_prints, "parents": product.parts["upstream"]},
-            checkpoint_seconds=60.0 * workspace.project.store.checkpoint_minutes,
-            device=workspace.device,
-            on_progress=reporter,
-        )
-    return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
+
+    def train(should_stop: Callable[[], bool]) -> Path:
+        with (
+            ProgressReporter(run, name=product.subject, project=project, iterations=rounds) as reporter,
+            workspace.checkpoints(step),
+        ):
+
+            def on_progress(progress: Progress) -> None:
+                workspace.check_claim(product.key)
+                reporter(progress)
+
+            if recipe.processes > 1:
+                folders = {code: str(folder) for code, folder in sources.items()}
+                job = Job(workspace.ref, product.kind, product.language, product.target_task, folders, more)
+                train_together(job, folder, recipe.processes, on_progress=on_progress, should_stop=should_stop)
+                return folder / SFT_FOLDER
+            sft = train_sft(
+                workspace.base, folder=folder, on_progress=on_progress, should_stop=should_stop, **what, **more
+            )
+            return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
+
+    return run_stoppable(train)
 
 
 @task(
@@ -153,7 +194,8 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
         groups={name: share.density for name, share in measured.groups.items()},
     )
     run.log_figure(figure, "figures/density.png")
-    run.log_folder(folder, SFT_FOLDER)
+    workspace.check_claim(step.product.key)
+    run.log_folder(folder, SFT_FOLDER, manifest=MANIFEST_FILE)
     held_out = workspace.working_folder(step) / HELD_OUT
     if held_out.is_file():
         run.log_file(held_out, str(Path(HELD_OUT).parent))
@@ -163,9 +205,13 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
 
 def target_objective(workspace: Workspace, target: TargetTask) -> TargetObjective:
     """Give the objective of a target task."""
+    return objective_of(target, workspace.base, workspace.project.recipes[target.name].max_length)
+
+
+def objective_of(target: TargetTask, base: Base, max_length: int) -> TargetObjective:
+    """Give the objective of a target task on a base."""
     objective = OBJECTIVES[target.objective]
-    recipe = workspace.project.recipes[target.name]
-    return objective(workspace.base.tokenizer, labels=objective.label_set(target), max_length=recipe.max_length)
+    return objective(base.tokenizer, labels=objective.label_set(target), max_length=max_length)
 
 
 def labelled_rows(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
@@ -173,7 +219,5 @@ def labelled_rows(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
     left_out: list[RowError] = []
     rows = list(read_labelled(target, sources, on_error=left_out.append))
     if left_out:
-        get_run_logger().warning(
-            "%s: %d malformed rows are left out, such as %s", target.name, len(left_out), left_out[0]
-        )
+        _LOG.warning("%s: %d malformed rows are left out, such as %s", target.name, len(left_out), left_out[0])
     return rows

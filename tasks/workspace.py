@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from prefect.runtime import flow_run
 
 from ltsft.base import Base, load_base, locate_base
 from ltsft.config import Project, ProjectRef, Source
@@ -20,8 +21,14 @@ from ltsft.files import load_sft
 from ltsft.plan import Fingerprints, Plan, Step, make_plan
 from ltsft.sft import SFT
 from ltsft.sources import ensure_local, fingerprint
+from tasks.checkpoints import Checkpoints
+from tasks.inbox import inbox_overrides
+from tasks.leases import Lease, leased
 from tasks.logs import drop_tracebacks_of_verdicts
+from tasks.records import FLOW_RUN
 from tasks.runs import RunHandle
+from tasks.settings import read_settings
+from tasks.storage import Bucket
 from tasks.tracking import Tracker
 
 SFT_FOLDER = "sft"
@@ -40,6 +47,7 @@ class Workspace:
     tracker: Tracker
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     majorities: dict[str, str | None] = field(default_factory=dict, repr=False)
+    _leases: dict[str, Lease] = field(default_factory=dict)
 
     @cached_property
     def base(self) -> Base:
@@ -104,14 +112,36 @@ class Workspace:
         return folder
 
     def remove_working_folder(self, step: Step) -> None:
-        """Remove what was in the making of a product that is stored."""
+        """Remove what was in the making of a product that is stored, also its checkpoints in S3."""
         shutil.rmtree(self.working_folder(step), ignore_errors=True)
+        if self.bucket is not None:
+            Checkpoints(self.bucket, step.product.key, self.store).remove()
+
+    @cached_property
+    def bucket(self) -> Bucket | None:
+        """Where this project keeps what other machines need to see; None where there is only this one."""
+        return _bucket_of(self.project)
+
+    @contextmanager
+    def checkpoints(self, step: Step) -> Iterator[None]:
+        """Fetch the newest checkpoint of a product, and copy new ones away while the block runs."""
+        if self.bucket is None:
+            yield
+            return
+        key = step.product.key
+        checkpoints = Checkpoints(self.bucket, key, self.working_folder(step), check=partial(self.check_claim, key))
+        number = checkpoints.restore()
+        if number is not None:
+            _LOG.info("%s goes on from checkpoint %d of an earlier attempt", step.product.subject, number)
+        with checkpoints:
+            yield
 
     @contextmanager
     def claim(self, key: str, subject: str) -> Iterator[str | None]:
         """Hold the key of a product; whoever wants the same key meanwhile waits, and then finds the product.
 
-        The lock is a file in the store folder: it goes with the process that holds it, however that ends.
+        On one machine the lock is a file in the store folder: it goes with the process that holds it, however that
+        ends. Where `LTSFT_BUCKET` is set it is a lease in S3 (tasks/leases.py).
 
         Args:
             key: of the product.
@@ -120,6 +150,30 @@ class Workspace:
         Yields:
             The run of the product if it exists already, else None.
         """
+        with self._locked(key, subject) if self.bucket is None else self._leased(self.bucket, key, subject):
+            record = self.tracker.find(key)
+            yield record.run_id if record is not None else None
+
+    def check_claim(self, key: str) -> None:
+        """Make sure that a key which was claimed is still ours.
+
+        Raises:
+            ConflictError: another run may have taken over.
+        """
+        if key in self._leases:
+            self._leases[key].check()
+
+    @contextmanager
+    def _leased(self, bucket: Bucket, key: str, subject: str) -> Iterator[None]:
+        with leased(bucket, key, subject, term_seconds=read_settings().lease_seconds) as lease:
+            self._leases[key] = lease
+            try:
+                yield
+            finally:
+                del self._leases[key]
+
+    @contextmanager
+    def _locked(self, key: str, subject: str) -> Iterator[None]:
         folder = self.store / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{key}.lock")
@@ -129,8 +183,7 @@ class Workspace:
             _LOG.warning("%s is being made by another run; waiting for it (key %s)", subject, key)
             lock.acquire(poll_interval=WAIT_POLL_SECONDS)
         try:
-            record = self.tracker.find(key)
-            yield record.run_id if record is not None else None
+            yield
         finally:
             lock.release()
 
@@ -143,6 +196,7 @@ class Workspace:
             "ltsft.base": f"{self.base.id}{f'@{self.base.revision}' if self.base.revision else ''}",
             "ltsft.base_fingerprint": self.base.ref.fingerprint,
             "ltsft.parents": ", ".join(f"{need}: {run}" for need, run in parents.items()),
+            FLOW_RUN: str(flow_run.get_id() or ""),
             **{f"ltsft.{name}": str(value) for name, value in facts.items() if value is not None},
         }
         return self.tracker.open_run(
@@ -156,18 +210,32 @@ class Workspace:
         )
 
 
-def open_workspace(ref: ProjectRef) -> Workspace:
-    """Read the project file and open its record.
+def open_workspace(ref: ProjectRef, *, needs_data: bool = True) -> Workspace:
+    """Read the project file, add the languages of the inbox, and open the project's record.
+
+    Args:
+        ref: the project file.
+        needs_data: whether local data must be there; who serves or rolls back has none.
 
     Raises:
         ConfigError: the project file is wrong.
         ServiceError: MLflow cannot be reached.
     """
     drop_tracebacks_of_verdicts()
-    project = ref.load()
+    project = ref.load(check_files=needs_data)
+    if (bucket := _bucket_of(project)) is not None:
+        added = inbox_overrides(project, bucket)
+        if added:
+            ref = ref.model_copy(update={"overrides": (*ref.overrides, *added)})
+            project = ref.load(check_files=needs_data)
     store = project.store.folder.absolute()
     store.mkdir(parents=True, exist_ok=True)
     return Workspace(ref=ref, project=project, tracker=_tracker(project.name, str(store)))
+
+
+def _bucket_of(project: Project) -> Bucket | None:
+    location = read_settings().bucket
+    return Bucket(location) / project.name if location is not None else None
 
 
 @lru_cache(maxsize=8)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,56 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """S3 over HTTP (moto), once for all tests; gives its address."""
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    yield "http://{}:{}".format(*moto.get_host_and_port())
+    moto.stop()
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Point this process at an S3 server."""
+    from tasks import storage
+
+    def point(url: str) -> None:
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        storage._client.cache_clear()
+
+    yield point
+    storage._client.cache_clear()
+
+
+@pytest.fixture
+def s3(s3_server: str, at: Callable[[str], None]) -> str:
+    """S3 over HTTP with nothing in it; gives its address."""
+    import httpx
+
+    httpx.post(f"{s3_server}/moto-api/reset")
+    at(s3_server)
+    return s3_server
+
+
+@pytest.fixture
+def bucket(s3: str) -> Any:
+    """An empty bucket."""
+    from tasks.storage import Bucket
+
+    made = Bucket("s3://ltsft-tests/some/prefix")
+    made.create(expire_days={})
+    return made
 
 
 def _words(seed: int) -> dict[str, list[str]]:

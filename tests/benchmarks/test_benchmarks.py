@@ -6,6 +6,7 @@ import importlib
 import json
 
 import pytest
+import torch
 
 from benchmarks import NAMES
 
@@ -23,7 +24,7 @@ def test_a_benchmark_says_what_it_found(name: str) -> None:
     report = importlib.import_module(f"benchmarks.{name}").run(quick=True)
     found = json.loads(json.dumps(report.as_json()))
     assert found["benchmark"] == name
-    assert found["figures"]
+    assert found["figures"] or (name == "gpu" and not torch.cuda.is_available())
     for figure in found["figures"].values():
         assert set(figure) == {"value", "unit", "goal", "met"}
         assert isinstance(figure["met"], bool)

@@ -1,0 +1,51 @@
+"""Onboard a language whose text has arrived: adapt to it, and make its row of the matrix.
+
+Reads the text in the inbox and everything that the row is made from; writes MLflow runs. Started by the event that
+`watch_inbox` emits. Locally, for a language of the project file: ``ltsft run PROJECT`` does the same and more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from flows.making import making
+from ltsft.config import ProjectRef
+from ltsft.plan import Plan, language_subject
+from tasks.workspace import open_workspace
+
+
+@flow(name="onboard-language", flow_run_name="onboard-language {language}", validate_parameters=True)
+def onboard_language(project: ProjectRef, language: str) -> State[Any]:
+    """Learn the SFT of a language and what its cells need besides, then score its cells.
+
+    Returns:
+        Completed, or Failed with what failed and why; a language without test data has no cells, only its SFT.
+    """
+    plan = open_workspace(project).plan
+    wanted = _row(plan, language)
+    stale = [step for step in plan.steps if step.product.subject in wanted and not step.is_up_to_date]
+    get_run_logger().info("%s: %d products are to be made", language, len(stale))
+    make = making()
+    failures = make.train(project, [step for step in stale if step.product.kind != "cell"])
+    gaps = make.evaluate(project, failures)
+    failures |= {subject: reason for subject, reason in gaps.items() if subject in wanted or subject == "matrix"}
+    if failures:
+        told = "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
+        return Failed(message=f"{language}: {len(failures)} products could not be made:\n{told}")
+    return Completed(message=f"{language}: {', '.join(sorted(wanted))} are up to date")
+
+
+def _row(plan: Plan, language: str) -> set[str]:
+    """Give the subjects of a language's SFT, its cells, and everything that the cells are made from."""
+    wanted = {plan.step(language_subject(language)).product.subject}
+    wanted |= {step.product.subject for step in plan.of_kind("cell") if step.product.language == language}
+    while True:
+        needed = {need for subject in wanted for need in plan.step(subject).product.needs}
+        if needed <= wanted:
+            return wanted
+        wanted |= needed

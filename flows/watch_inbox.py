@@ -1,0 +1,39 @@
+"""Watch the inbox: find languages whose text is new or changed, and emit one event for each, once.
+
+Reads the listing of the inbox in the bucket that ``LTSFT_BUCKET`` names; writes what it noticed there, and events to
+Prefect. The deployment of `onboard_language` starts on such an event.
+"""
+
+from __future__ import annotations
+
+import pydantic
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from ltsft.config import ProjectRef
+from ltsft.errors import ConfigError
+from tasks.announcing import announce
+from tasks.inbox import mark_announced, notice
+from tasks.workspace import open_workspace
+
+
+@flow(name="watch-inbox", flow_run_name="watch-inbox {project.file}", validate_parameters=True)
+def watch_inbox(project: ProjectRef, quiet_seconds: pydantic.NonNegativeFloat = 300.0) -> list[str]:
+    """Look into the inbox once.
+
+    Args:
+        project: the project.
+        quiet_seconds: an upload counts as finished when the language's newest file is so old.
+
+    Returns:
+        The codes of the languages that were announced.
+    """
+    workspace = open_workspace(project)
+    if workspace.bucket is None:
+        raise ConfigError("there is no inbox to watch; set LTSFT_BUCKET to s3://bucket or s3://bucket/prefix")
+    arrivals = notice(workspace.bucket, known=project.load().languages, quiet_seconds=quiet_seconds)
+    for arrival in arrivals:
+        announce(project, workspace.project.name, arrival)
+        mark_announced(workspace.bucket, arrival)
+        get_run_logger().info("%s: text has arrived (%d files)", arrival.code, len(arrival.text))
+    return [arrival.code for arrival in arrivals]

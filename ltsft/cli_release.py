@@ -1,0 +1,183 @@
+"""The commands of a release: promote, rollback, releases, export, push, serve. Thin, as in `ltsft/cli.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ltsft.console import AsJson, BaseOption, DataRoot, Overrides, console, escaped, fail, project_ref, told_errors
+
+releasing = typer.Typer()
+
+ProjectOption = Annotated[
+    Path, typer.Option("--project", envvar="LTSFT_PROJECT", help="The project file, such as configs/ud.yaml.")
+]
+Language = Annotated[str, typer.Argument(help="Language code, such as fo.")]
+Target = Annotated[str, typer.Argument(metavar="TASK", help="Target task, such as pos.")]
+Why = Annotated[str, typer.Option("--why", help="Why, for the record.")]
+
+
+@releasing.command()
+def promote(
+    project: ProjectOption,
+    language: Annotated[str | None, typer.Argument(help="Language code; every language without it.")] = None,
+    target_task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="Target task; every one without it.")
+    ] = None,
+    why: Why = "",
+    again: Annotated[bool, typer.Option("--again", help="Also what was rolled back.")] = False,
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Release what is scored and not live yet, if it passes its gates."""
+    ref = project_ref(project, data_root, base, overrides)
+    with told_errors():
+        from flows.promote import promote as flow
+
+        _finish(flow, ref, language=language, target_task=target_task, reason=why, again=again)
+
+
+@releasing.command()
+def rollback(
+    project: ProjectOption,
+    language: Language,
+    target_task: Target,
+    to: Annotated[
+        str | None, typer.Option(help="A version that was live once, or none to take it out of service.")
+    ] = None,
+    why: Why = "",
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Go back to the version that was live before."""
+    ref = project_ref(project, data_root, base, overrides)
+    with told_errors():
+        from flows.rollback import rollback as flow
+
+        _finish(flow, ref, language=language, target_task=target_task, to=to, reason=why)
+
+
+@releasing.command()
+def releases(
+    project: ProjectOption,
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is live, since when, and what stands behind it."""
+    with told_errors():
+        from tasks.rollbacks import read_releases
+        from tasks.workspace import open_workspace
+
+        ref = project_ref(project, data_root, base, overrides)
+        found = read_releases(open_workspace(ref, needs_data=False))
+    if as_json:
+        print(json.dumps([live.as_row() for live in found], indent=2))
+        return
+    table = Table("release", "live", "since", "by", "why", "score", "made from", "candidate", box=None)
+    for live in found:
+        row = live.as_row()
+        shown = ("release", "version", "since", "who", "why", "score", "parents", "candidate")
+        table.add_row(*(escaped("-" if row[name] in (None, "") else str(row[name])) for name in shown))
+    console().print(table)
+
+
+@releasing.command()
+def export(
+    project: ProjectOption,
+    language: Language,
+    target_task: Target,
+    to: Annotated[str, typer.Option(help="hf, onnx, s3://bucket/prefix, or hub:OWNER/NAME.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="The folder to write, for hf and onnx.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(help="A version; the live one without it, and what is scored if none is live.")
+    ] = None,
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a composed model to where something else takes it from."""
+    with told_errors():
+        from tasks.exports import export_release
+        from tasks.workspace import open_workspace
+
+        workspace = open_workspace(project_ref(project, data_root, base, overrides), needs_data=False)
+        wrote = export_release(workspace, language, target_task, to=to, folder=folder, version=version)
+    console().print(f"wrote {escaped(wrote)}", soft_wrap=True)
+
+
+@releasing.command()
+def bundle(
+    project: ProjectOption,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write, new or an earlier bundle.")],
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write everything that is live into a folder that a server can start from while the registry is away."""
+    with told_errors():
+        from tasks.exports import write_bundle
+        from tasks.workspace import open_workspace
+
+        ref = project_ref(project, data_root, base, overrides)
+        wrote = write_bundle(open_workspace(ref, needs_data=False), folder)
+    console().print(f"wrote {escaped(wrote)}", soft_wrap=True)
+
+
+@releasing.command()
+def push(
+    sft: Annotated[Path, typer.Argument(help="An SFT folder, or a composition exported with --to hf.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository on the Hugging Face hub.")],
+    public: Annotated[bool, typer.Option("--public", help="A new repository is private without it.")] = False,
+) -> None:
+    """Push an SFT or an exported composition to the Hugging Face hub (with the token of HF_TOKEN)."""
+    with told_errors():
+        from tasks.exports import push_folder
+
+        wrote = push_folder(sft, repository, is_private=not public)
+    console().print(f"pushed to {escaped(wrote)}", soft_wrap=True)
+
+
+@releasing.command()
+def serve(
+    project: ProjectOption,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    bundle: Annotated[Path | None, typer.Option(help="Release bundle to start from when the registry is away.")] = None,
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Answer requests with every released composition, over one resident base."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server starts from its bundle instead of waiting
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+    with told_errors():
+        from tasks.serving import run_service
+
+        run_service(project_ref(project, data_root, base, overrides), host=host, port=port, bundle=bundle)
+
+
+def _finish(flow: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Run a flow, show what it says, and leave with exit code 1 if it failed."""
+    from tasks.local_flows import run_locally
+
+    end = run_locally(flow, *arguments, **named)
+    if end.is_completed:
+        console().print(escaped(end.message), soft_wrap=True)
+        return
+    if end.error:
+        fail(end.error)
+    Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {escaped(end.message)}", soft_wrap=True)
+    raise typer.Exit(1)

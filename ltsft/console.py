@@ -1,0 +1,52 @@
+"""What the commands share: their options, how they print, and how an error of ours is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from ltsft.config import ProjectRef
+from ltsft.errors import LtsftError
+
+ProjectFile = Annotated[Path, typer.Argument(help="The project file, such as configs/ud.yaml.")]
+DataRoot = Annotated[str | None, typer.Option(help="Folder or URL that relative data sources start from.")]
+BaseOption = Annotated[str | None, typer.Option("--base", help="Another base: a folder, or a hub id as id@revision.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Another value, as dotted.path=value; may be given several times.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """Show our own errors as a message, not as a traceback."""
+    try:
+        yield
+    except LtsftError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    """Show a message and leave with exit code 2."""
+    Console(stderr=True, highlight=False).print(f"[bold red]ltsft:[/] {escaped(message)}", soft_wrap=True)
+    raise typer.Exit(2)
+
+
+def escaped(text: str) -> str:
+    """Keep rich from reading brackets as markup."""
+    return text.replace("[", r"\[")
+
+
+def console() -> Console:
+    """Give where results are shown."""
+    return Console(highlight=False)
+
+
+def project_ref(file: Path, data_root: str | None, base: str | None, overrides: list[str] | None) -> ProjectRef:
+    """Say how flows read the project file again."""
+    return ProjectRef(file=str(file), data_root=data_root, base=base, overrides=tuple(overrides or ()))

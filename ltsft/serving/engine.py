@@ -1,0 +1,225 @@
+"""The engine: one resident base for each architecture, and every released composition over it.
+
+A release is *admitted* before it can answer: its SFTs are fetched, checked against the hashes that went through the
+gates, against the base and against the model, and kept packed. That happens in any thread and touches no model. The
+thread of the queue alone switches and runs: it puts a composition in place, exactly, and answers.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ltsft.base import Base
+from ltsft.errors import CompositionError, ReleaseError
+from ltsft.files import load_sft
+from ltsft.fitting import Part, check_parts
+from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
+from ltsft.resident import RULES, Resident
+from ltsft.serving.answers import READERS, Piece, Reader
+from ltsft.serving.limits import Limits
+from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
+from ltsft.sft import SFT
+
+__all__ = ["Admitted", "Engine"]
+
+_LARGEST = 1e6
+"""Largest sum of diffs that is served; weights of encoders are below 100."""
+
+
+@dataclass(frozen=True, eq=False)
+class Admitted:
+    """A release that can answer.
+
+    Attributes:
+        release: what it is.
+        reader: turns requests into pieces and logits into answers.
+        parts: its SFTs, packed, with their weights; one that several releases have is there once.
+        model: the model with the release's head, over the shared encoder of `resident`.
+        resident: the encoder.
+    """
+
+    release: Release
+    reader: Reader
+    parts: tuple[Part, ...]
+    model: PreTrainedModel
+    resident: Resident
+
+    @property
+    def composition(self) -> Composition:
+        """The recipe."""
+        return self.release.composition
+
+
+class Engine:
+    """Many compositions over one base.
+
+    Args:
+        base: the base; compositions of another one are refused.
+        limits: of the server: how texts are cut and batched.
+        on_switch: told the seconds of each switch.
+    """
+
+    def __init__(self, base: Base, *, limits: Limits, on_switch: Callable[[float], None] | None = None) -> None:
+        self._base = base
+        self._limits = limits
+        self._on_switch = on_switch
+        self._residents: dict[tuple[str, str], Resident] = {}
+        self._packed: WeakValueDictionary[str, SFT] = WeakValueDictionary()
+        self._unpacked = Unpacked(limits.unpacked_megabytes * 1_000_000)
+        self._admitting = threading.Lock()
+
+    @property
+    def base(self) -> Base:
+        """The base."""
+        return self._base
+
+    def admit(self, release: Release, source: ReleaseSource) -> Admitted:
+        """Fetch and check everything that a release needs, without touching a model that answers.
+
+        Raises:
+            ReleaseError: it belongs to another base, or an SFT is not the one that was released.
+            SFTFileError: an SFT is damaged.
+            CompositionError: the SFTs do not fit the model or each other.
+            ServiceError: the source is away.
+        """
+        composition = release.composition
+        with self._admitting:
+            self._check(composition)
+            reader = READERS[composition.objective](self._base, composition, self._limits)
+            resident = self._resident(reader, composition.rule)
+            parts = tuple((self._fetched(part, source, resident), part.weight) for part in composition.parts)
+            _refuse_huge(composition, parts)
+            return Admitted(release, reader, parts, _with_head(resident.model, composition, parts), resident)
+
+    def run(self, admitted: Admitted, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Switch to a composition if another one is in place, and give the logits of each piece.
+
+        Pieces of like length go through the model together. One thread at a time may call this.
+        """
+        self.put_in_place(admitted)  # not in inference mode: its buffers are written by other threads
+        found: list[Tensor | None] = [None] * len(pieces)
+        with torch.inference_mode():
+            for batch in _batches(pieces, self._limits):
+                inputs: dict[str, Any] = admitted.reader.collate([pieces[i] for i in batch])
+                logits = admitted.model(**inputs).logits
+                for row, i in enumerate(batch):
+                    found[i] = logits[row]
+        return [logits for logits in found if logits is not None]
+
+    def put_in_place(self, admitted: Admitted) -> None:
+        """Switch to a composition, unless it is in place. One thread at a time may call this."""
+        if admitted.resident.parts == admitted.parts:
+            return
+        begin = time.perf_counter()
+        self._unpacked.use(sft for sft, _ in (*admitted.resident.parts, *admitted.parts))
+        admitted.resident.switch(admitted.parts)
+        self._unpacked.use(sft for sft, _ in admitted.parts)
+        if self._on_switch is not None:
+            self._on_switch(time.perf_counter() - begin)
+
+    def _check(self, composition: Composition) -> None:
+        mine, theirs = self._base.ref, composition.base
+        for what, a, b in (
+            ("base", mine.fingerprint, theirs.fingerprint),
+            ("tokenizer", mine.tokenizer_fingerprint, theirs.tokenizer_fingerprint),
+        ):
+            if a != b:
+                raise ReleaseError(
+                    f"{composition.slot}: the composition belongs to the {what} with fingerprint {b} ({theirs.id}), "
+                    f"but this server holds {a} ({mine.id}); start a server with that base"
+                )
+        if composition.objective not in READERS:
+            raise ReleaseError(
+                f"{composition.slot}: objective {composition.objective!r} cannot be served; allowed are "
+                f"{', '.join(sorted(READERS))}"
+            )
+        if composition.rule not in RULES:
+            raise ReleaseError(
+                f"{composition.slot}: composition rule {composition.rule!r} is unknown; allowed are "
+                f"{', '.join(sorted(RULES))}"
+            )
+
+    def _resident(self, reader: Reader, rule: str) -> Resident:
+        place = reader.architecture, rule
+        if place not in self._residents:
+            model = reader.build_model(self._base)
+            model.eval()
+            self._residents[place] = Resident(model, base=self._base.ref, rule=rule, heads=False)
+        return self._residents[place]
+
+    def _fetched(self, part: ComposedPart, source: ReleaseSource, resident: Resident) -> SFT:
+        """Give an SFT, checked against the release, the base and the model; fetched once for all releases."""
+        packed = self._packed.get(part.sha256)
+        if packed is None:
+            folder = source.fetch(part)
+            check_part(part, folder)
+            sft = load_sft(folder)
+            encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
+            check_parts([(sft, part.weight)], encoder, base=self._base.ref)
+            packed = self._packed[part.sha256] = pack_sft(sft)
+        return packed
+
+
+def _refuse_huge(composition: Composition, parts: Iterable[Part]) -> None:
+    """Refuse diffs that could make a weight infinite: that must not come out while a request waits."""
+    bound = sum(abs(weight) * sft.diffs.largest for sft, weight in parts if isinstance(sft.diffs, PackedDiffs))
+    if not bound < _LARGEST:
+        raise CompositionError(
+            f"{composition.slot}: its diffs add up to {bound:.3g}, at most {_LARGEST:g} is served; train it again"
+        )
+
+
+def _with_head(model: PreTrainedModel, composition: Composition, parts: Iterable[Part]) -> PreTrainedModel:
+    """Make a model that shares the encoder of `model` and has the head of the composition's task SFT."""
+    found = [sft for sft, _ in parts if sft.kind == "task"]
+    if len(found) != 1:
+        raise ReleaseError(f"{composition.slot}: a composition has one task SFT, this one has {len(found)}")
+    sft = found[0]
+    if sft.labels != composition.labels:
+        raise ReleaseError(
+            f"{composition.slot}: the labels of the composition ({', '.join(composition.labels)}) are not those of "
+            f"{sft.title} ({', '.join(sft.labels)}); promote it again"
+        )
+    config = copy.deepcopy(model.config)
+    config.id2label = dict(enumerate(sft.labels))
+    config.label2id = {label: i for i, label in enumerate(sft.labels)}
+    with torch.device("meta"):
+        shell: PreTrainedModel = type(model)(config)
+    setattr(shell, shell.base_model_prefix, model.base_model)
+    shell.eval()
+    missing = {name for name, value in shell.named_parameters() if value.is_meta}
+    for name in sorted(missing ^ sft.head.keys()):
+        raise CompositionError(f"{sft.title}: head {name} is {'missing' if name in missing else 'not in the model'}")
+    for name, value in sft.head.items():
+        owner, _, last = name.rpartition(".")
+        module: nn.Module = shell.get_submodule(owner)
+        wanted = getattr(module, last)
+        if wanted.shape != value.shape:
+            raise CompositionError(
+                f"{sft.title}: head {name}: shape {list(value.shape)}, but the model's is {list(wanted.shape)}"
+            )
+        setattr(module, last, nn.Parameter(value.float(), requires_grad=False))
+    return shell
+
+
+def _batches(pieces: Sequence[Piece], limits: Limits) -> Iterable[list[int]]:
+    """Group pieces of like length, each group within the bounds of a forward pass."""
+    batch: list[int] = []
+    for i in sorted(range(len(pieces)), key=lambda i: (len(pieces[i].input_ids), i)):
+        length = len(pieces[i].input_ids)
+        if batch and (len(batch) >= limits.batch_texts or (len(batch) + 1) * length > limits.batch_subwords):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

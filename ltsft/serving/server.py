@@ -1,0 +1,104 @@
+"""Running the service: uvicorn, a graceful end on SIGTERM, and traces when they are configured."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from ltsft.errors import ConfigError
+from ltsft.serving.service import Service
+
+__all__ = ["add_traces", "serve_app"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Draining(uvicorn.Server):
+    """A server that, on a signal, first says that it is not ready, goes on for a while, and then ends."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._is_asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; a second signal ends at once."""
+        if self._is_asked:
+            super().handle_exit(sig, frame)
+            return
+        self._is_asked = True
+        self._service.drain()
+        _LOG.info("asked to stop: not ready any more, still answering for %g s", self._service.limits.drain_seconds)
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(loop.call_later, self._service.limits.drain_seconds, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+def serve_app(app: FastAPI, service: Service, *, host: str, port: int) -> None:
+    """Answer requests until a signal comes; what is in flight then is answered.
+
+    Args:
+        app: made by `create_app`.
+        service: started; closed at the end.
+        host: address to listen on.
+        port: to listen on; 0 takes a free one.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(service.limits.stop_seconds),
+        server_header=False,
+    )
+    try:
+        listener = socket.create_server((host, port), reuse_port=False)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from error
+    shown = listener.getsockname()
+    _LOG.warning("answering on http://%s:%s (%d releases)", shown[0], shown[1], len(service.live))
+    try:
+        _Draining(config, service).run(sockets=[listener])
+    finally:
+        service.close()
+        listener.close()
+
+
+def add_traces(app: FastAPI) -> bool:
+    """Send traces to where ``OTEL_EXPORTER_OTLP_ENDPOINT`` says; says whether it is set.
+
+    Raises:
+        ConfigError: it is set, and the packages are missing.
+    """
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return False
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise ConfigError(
+            f"OTEL_EXPORTER_OTLP_ENDPOINT is set, but {error.name} is not installed; pip install 'ltsft[otel]'"
+        ) from error
+    name = os.environ.get("OTEL_SERVICE_NAME", "ltsft-serve")
+    provider = TracerProvider(resource=Resource.create({"service.name": name}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    FastAPIInstrumentor.instrument_app(app, tracer_provider=provider, excluded_urls="healthz,readyz,metrics")
+    return True

@@ -1,0 +1,241 @@
+"""The service: what is released, kept up to date, and a queue in front of the engine. HTTP is in `app.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ltsft.errors import LtsftError
+from ltsft.release import Release, ReleaseSource, Slot
+from ltsft.serving.answers import Input, Piece, RefusedInputError, TaggedWord
+from ltsft.serving.batching import Batcher, Job, TooLateError
+from ltsft.serving.bundle import Bundle
+from ltsft.serving.engine import Admitted, Engine
+from ltsft.serving.limits import Limits
+from ltsft.serving.metrics import Metrics
+
+__all__ = ["Answer", "Service", "UnknownReleaseError"]
+
+_LOG = logging.getLogger(__name__)
+_STUCK_SECONDS = 120.0
+
+
+class UnknownReleaseError(LtsftError):
+    """Nothing is released for a (language, target task)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one text, and the release that gave it."""
+
+    words: list[TaggedWord]
+    pieces: int
+    release: Release
+
+
+class Service:
+    """All released compositions, ready to answer.
+
+    Args:
+        engine: what answers.
+        source: where releases come from.
+        bundle: kept up to date with what is live, and what the service starts from when the source is away.
+        limits: of the server.
+        metrics: told what happens.
+    """
+
+    def __init__(
+        self, engine: Engine, source: ReleaseSource, *, limits: Limits, metrics: Metrics, bundle: Bundle | None = None
+    ) -> None:
+        self.limits = limits
+        self.metrics = metrics
+        self._engine = engine
+        self._source = source
+        self._bundle = bundle
+        self._live: Mapping[Slot, Admitted] = {}
+        self._refused: Mapping[Slot, tuple[int, str]] = {}
+        self._is_loaded = False
+        self._is_draining = False
+        self._wake = threading.Event()
+        self._is_closed = False
+        self._batcher = Batcher(self._run, limits, on_batch=metrics.batch)
+        self._watcher = threading.Thread(target=self._watch, name="ltsft-serve-releases", daemon=True)
+
+    @property
+    def live(self) -> Mapping[Slot, Admitted]:
+        """What answers now."""
+        return self._live
+
+    @property
+    def refused(self) -> Mapping[Slot, tuple[int, str]]:
+        """Versions that are released but could not be loaded, and why; the version before answers in their place."""
+        return self._refused
+
+    @property
+    def base_id(self) -> str:
+        """Name of the base."""
+        return self._engine.base.ref.id
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of text in the queue."""
+        return self._batcher.waiting
+
+    def start(self) -> None:
+        """Load what is released and begin to answer.
+
+        Raises:
+            LtsftError: neither the source nor a bundle says what is released.
+        """
+        self._batcher.start()
+        try:
+            self.refresh()
+        except LtsftError as error:
+            if self._bundle is None or not self._bundle.exists:
+                raise
+            _LOG.error("the registry is away (%s); starting from the bundle in %s", error, self._bundle.folder)
+            self._take(self._bundle.live(), self._bundle)
+        self._is_loaded = True
+        self._watcher.start()
+
+    def drain(self) -> None:
+        """Say that no new requests should come; those that do are still answered."""
+        self._is_draining = True
+
+    def close(self) -> None:
+        """Answer what is waiting, then stop."""
+        self._is_draining = self._is_closed = True
+        self._wake.set()
+        self._batcher.close(self.limits.stop_seconds)
+
+    def is_alive(self) -> bool:
+        """Whether the model's thread works."""
+        return self._batcher.is_alive(_STUCK_SECONDS)
+
+    def is_ready(self) -> bool:
+        """Whether requests should come."""
+        return self._is_loaded and not self._is_draining and self.is_alive()
+
+    def refresh(self) -> None:
+        """Look what is released, admit what is new, and let it answer from now on.
+
+        A version that cannot be loaded is refused, and the one before stays.
+
+        Raises:
+            LtsftError: the source cannot say what is released.
+        """
+        live = self._source.live()
+        if self._take(live, self._source) and self._bundle is not None and not self._refused:
+            try:
+                self._bundle.write((admitted.release for admitted in self._live.values()), self._source)
+            except (LtsftError, OSError) as error:
+                _LOG.warning("the bundle in %s could not be written: %s", self._bundle.folder, error)
+
+    def known_reader(self, slot: Slot) -> Admitted:
+        """Give what answers for a (language, target task).
+
+        Raises:
+            UnknownReleaseError: nothing is released for it; the message names what is.
+        """
+        found = self._live.get(slot)
+        if found is None:
+            raise UnknownReleaseError(_unknown(slot, self._live))
+        return found
+
+    async def answer(self, asked: Sequence[tuple[Slot, Input]]) -> list[Answer]:
+        """Answer texts, each for its own (language, target task).
+
+        Texts of one (language, target task) are answered by one release.
+
+        Raises:
+            UnknownReleaseError: nothing is released for one of them.
+            RefusedInputError: a text has no words or is too long.
+            FullError: the queue is full.
+            TooLateError: the time is over.
+        """
+        deadline = time.monotonic() + self.limits.request_seconds
+        readers = [self.known_reader(slot) for slot, _ in asked]
+        prepared = await asyncio.to_thread(
+            lambda: [admitted.reader.prepare(item) for admitted, (_, item) in zip(readers, asked, strict=True)]
+        )
+        numbers: dict[Slot, list[int]] = {}
+        for number, (slot, _) in enumerate(asked):
+            numbers.setdefault(slot, []).append(number)
+        pieces = sum(len(text.pieces) for text in prepared)
+        if pieces > self.limits.max_pieces:
+            raise RefusedInputError(
+                f"the texts are {pieces} times what the model takes at once, at most {self.limits.max_pieces} times is "
+                "allowed in one request; send fewer"
+            )
+        jobs = [
+            Job(slot, [piece for n in mine for piece in prepared[n].pieces], deadline) for slot, mine in numbers.items()
+        ]
+        self._batcher.submit(jobs)
+        answers: dict[int, Answer] = {}
+        for job, mine in zip(jobs, numbers.values(), strict=True):
+            try:
+                answered = await asyncio.wait_for(asyncio.wrap_future(job.future), deadline - time.monotonic())
+            except TimeoutError as error:
+                raise TooLateError(self.limits.request_seconds) from error
+            admitted: Admitted = answered.release
+            logits = iter(answered.logits)
+            for n in mine:
+                words = admitted.reader.read(prepared[n], [next(logits) for _ in prepared[n].pieces])
+                answers[n] = Answer(words, len(prepared[n].pieces), admitted.release)
+        return [answers[n] for n in range(len(asked))]
+
+    def _run(self, slot: Slot, pieces: Sequence[Piece]) -> tuple[list[Tensor], Admitted]:
+        admitted = self.known_reader(slot)
+        return self._engine.run(admitted, pieces), admitted
+
+    def _watch(self) -> None:
+        while not self._wake.wait(self.limits.refresh_seconds):
+            try:
+                self.refresh()
+            except LtsftError as error:
+                self.metrics.refresh_failed()
+                _LOG.warning("what is released could not be looked up, and stays as it was: %s", error)
+            except Exception:  # the watcher must not end: what is live would never change again
+                self.metrics.refresh_failed()
+                _LOG.exception("looking up what is released failed, and it stays as it was")
+
+    def _take(self, wanted: Mapping[Slot, Release], source: ReleaseSource) -> bool:
+        """Replace what answers by what is wanted; say whether anything changed."""
+        live, refused = {}, {}
+        for slot, release in wanted.items():
+            now = self._live.get(slot)
+            if now is not None and _is_same(now.release, release):
+                live[slot] = now
+                continue
+            try:
+                live[slot] = self._engine.admit(release, source)
+                _LOG.info("%s: version %d answers from now on", slot, release.version)
+            except LtsftError as error:
+                refused[slot] = release.version, str(error)
+                if now is not None:
+                    live[slot] = now
+                if self._refused.get(slot) != refused[slot]:
+                    stays = f"version {now.release.version} stays" if now else "nothing answers for it"
+                    _LOG.error("%s: version %d is refused, %s: %s", slot, release.version, stays, error)
+        changed = live.keys() != self._live.keys() or any(live[s] is not self._live.get(s) for s in live)
+        self._live, self._refused = live, refused
+        self.metrics.releases({slot: admitted.release.version for slot, admitted in live.items()}, refused=len(refused))
+        return changed
+
+
+def _is_same(a: Release, b: Release) -> bool:
+    return a.version == b.version and a.composition.key == b.composition.key
+
+
+def _unknown(slot: Slot, live: Mapping[Slot, Admitted]) -> str:
+    targets = sorted({known.target_task for known in live})
+    if slot.target_task not in targets:
+        return f"no such target task; there are {', '.join(targets) or 'none yet'}"
+    languages = sorted(known.language for known in live if known.target_task == slot.target_task)
+    return f"no release of {slot.target_task} for this language; there are {', '.join(languages)}"

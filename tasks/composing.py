@@ -1,0 +1,110 @@
+"""From a scored cell to a composition, and from a composition to a logged model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ltsft.errors import ReleaseError
+from ltsft.files import read_manifest
+from ltsft.plan import Step, cell_subject, language_subject, task_subject
+from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
+from ltsft.serving.answers import READERS
+from tasks.registry import MODEL
+from tasks.runs import RunHandle
+from tasks.workspace import SFT_FOLDER, Workspace
+
+COMPOSITION_FILE = "composition.json"
+EXAMPLE_SENTENCES = 3
+
+
+def scored_step(workspace: Workspace, slot: Slot) -> Step:
+    """Give the step of a cell that is scored.
+
+    Raises:
+        ConfigError: the project has no such cell.
+        ReleaseError: it is not up to date.
+    """
+    step = workspace.plan.step(cell_subject(slot.target_task, slot.language))
+    if not step.is_up_to_date:
+        raise ReleaseError(
+            f"{step.product.subject} is not scored yet ({'; '.join(step.reasons)}); ltsft run makes and scores it"
+        )
+    return step
+
+
+def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
+    """Write the recipe of what would be released now: the language's SFT and the task SFT of the first seed.
+
+    Raises:
+        ConfigError: the project has no such cell.
+        ReleaseError: it is not scored yet, or is of an objective that cannot be served.
+    """
+    scored_step(workspace, slot)
+    target = workspace.project.target_tasks[slot.target_task]
+    if target.objective not in READERS:
+        raise ReleaseError(
+            f"{slot.target_task} {slot.language}: objective {target.objective!r} cannot be served or released; "
+            f"allowed are {', '.join(READERS)}. ltsft compose writes it as a folder"
+        )
+    recipe = workspace.project.recipes[target.name]
+    subjects = [
+        language_subject(slot.language),
+        task_subject(target.name, target.source_name, recipe.seeds[0]),
+    ]
+    return Composition(
+        language=slot.language,
+        target_task=slot.target_task,
+        objective=target.objective,
+        labels=target.labels,
+        max_length=recipe.max_length,
+        base=ComposedBase(**asdict(workspace.base.ref), location=_location(workspace.base.id)),
+        parts=tuple(_part(workspace, subject) for subject in subjects),
+    )
+
+
+def log_model(workspace: Workspace, composition: Composition, run: RunHandle) -> None:
+    """Log the pyfunc model of a composition with its run."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder, COMPOSITION_FILE)
+        recipe.write_text(composition.to_json(), encoding="utf-8")
+        model = Path(folder, MODEL)
+        workspace.tracker.save_model(
+            model,
+            code=Path(__file__).with_name("composed_model.py"),
+            artifacts={"composition": str(recipe)},
+            example=[{"text": text} for text in example_texts(workspace, composition.slot)],
+            metadata={"composition": composition.key, "base_fingerprint": composition.base.fingerprint},
+        )
+        run.log_folder(model, MODEL)
+
+
+def example_texts(workspace: Workspace, slot: Slot) -> list[str]:
+    """Give some test sentences as texts: the input example, and what the canary is asked."""
+    from tasks.training import labelled_rows
+
+    target = workspace.project.target_tasks[slot.target_task]
+    rows = labelled_rows(target, target.test[slot.language])
+    return [" ".join(row.words) for row in rows[:EXAMPLE_SENTENCES]]
+
+
+def parents(composition: Composition) -> str:
+    """Name what a composition is made from, with the runs."""
+    return ", ".join(f"{part.subject}: {part.run_id}" for part in composition.parts)
+
+
+def _part(workspace: Workspace, subject: str) -> ComposedPart:
+    step = workspace.plan.step(subject)
+    run_id = workspace.made(subject)
+    manifest: Mapping[str, Any] = read_manifest(workspace.tracker.download(run_id, SFT_FOLDER))
+    kind = "language" if step.product.kind == "language" else "task"
+    return ComposedPart(
+        kind=kind, subject=subject, key=step.product.key, sha256=manifest["tensor_file"]["sha256"], run_id=run_id
+    )
+
+
+def _location(base: str) -> str:
+    return str(Path(base).absolute()) if Path(base).is_dir() else base

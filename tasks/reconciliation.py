@@ -1,0 +1,232 @@
+"""Bringing Prefect, the cluster and MLflow to agree on what is running.
+
+`decide` says what is wrong, from what the three say; it is pure. `apply` mends it. A run that looks dead is given some
+time first: the three are not read in the same moment.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
+
+from ltsft.errors import ServiceError
+from tasks.cluster import Job, delete_job
+from tasks.launching import reschedule_crashed
+from tasks.records import OpenRun
+from tasks.tracking import Tracker
+
+TAG = "ltsft"
+_RECENT = timedelta(days=2)
+_PAGE = 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """A flow run of one of our deployments.
+
+    Attributes:
+        id: of the flow run.
+        name: for people.
+        state: type of its state, such as RUNNING.
+        since: when it came into this state (UTC).
+        has_waiting_parent: whether a live flow waits for it, and reschedules it when it crashes.
+    """
+
+    id: str
+    name: str
+    state: str
+    since: datetime
+    has_waiting_parent: bool = False
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What is to be done: runs that crashed and why, jobs to delete and why, MLflow runs to close and why."""
+
+    crash: Mapping[str, str]
+    reschedule: Sequence[str]
+    delete: Mapping[str, str]
+    close: Mapping[str, str]
+
+
+def decide(
+    runs: Iterable[Run],
+    jobs: Iterable[Job],
+    open_runs: Iterable[OpenRun],
+    *,
+    now: datetime,
+    patience: timedelta,
+    pending_timeout: timedelta,
+) -> Actions:
+    """Compare what Prefect, the cluster and MLflow say.
+
+    Args:
+        runs: flow runs that are not scheduled: running, pending, crashed lately; and the final ones that have a job.
+        jobs: of flow runs.
+        open_runs: MLflow runs that are not ended.
+        now: the time (UTC).
+        patience: a contradiction that is younger is left alone.
+        pending_timeout: of a pod whose job does not say its own.
+    """
+    by_run: dict[str, list[Job]] = defaultdict(list)
+    for job in jobs:
+        by_run[job.flow_run].append(job)
+    known = {run.id: run for run in runs}
+    crash: dict[str, str] = {}
+    delete: dict[str, str] = {}
+    for run in known.values():
+        active = [job for job in by_run[run.id] if job.is_active]
+        for job in active:
+            if job.waiting_since is not None and run.state in ("PENDING", "RUNNING"):
+                limit = timedelta(seconds=job.pending_timeout) if job.pending_timeout is not None else pending_timeout
+                waited = now - job.waiting_since
+                if waited >= limit:
+                    seconds = round(waited.total_seconds())
+                    crash[run.id] = f"its pod did not start within {seconds} s; the cluster says: {'; '.join(job.told)}"
+                    delete[job.name] = f"its pod did not start, run {run.name}"
+        if not active and run.state in ("PENDING", "RUNNING") and now - run.since >= patience:
+            crash[run.id] = (
+                "it is shown as running, but it has no pod in the cluster"
+                if run.state == "RUNNING"
+                else ("it was submitted, but it has no job in the cluster")
+            )
+        if active and run.state in _FINAL and now - run.since >= patience:
+            delete |= {job.name: f"run {run.name} is over ({run.state})" for job in active}
+    for flow_run, theirs in by_run.items():
+        if flow_run not in known:
+            old = [job for job in theirs if job.is_active and now - job.created >= patience]
+            delete |= {job.name: f"Prefect does not know flow run {flow_run}" for job in old}
+    reschedule = [run.id for run in known.values() if run.state == "CRASHED" or run.id in crash]
+    close = {
+        open_run.run_id: f"flow run {known[open_run.flow_run].name} is over, and nobody closed this run"
+        for open_run in open_runs
+        if open_run.flow_run in known
+        and known[open_run.flow_run].state in _FINAL
+        and now - known[open_run.flow_run].since >= patience
+    }
+    close |= {open_run.run_id: "its flow run crashed" for open_run in open_runs if open_run.flow_run in crash}
+    return Actions(crash, [id for id in reschedule if not known[id].has_waiting_parent], delete, close)
+
+
+_FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def read_runs(jobs: Iterable[Job], open_runs: Iterable[OpenRun]) -> list[Run]:
+    """Ask Prefect for all runs that may be of interest.
+
+    Raises:
+        ServiceError: Prefect's server cannot be reached.
+    """
+    since = datetime.now(UTC) - _RECENT
+    live = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CRASHED, StateType.CANCELLING])
+    ours = FlowRunFilter(state=FlowRunFilterState(type=live), tags=FlowRunFilterTags(all_=[TAG]))
+    named = {*(job.flow_run for job in jobs), *(run.flow_run for run in open_runs if run.flow_run)}
+    with _prefect() as client:
+        found = {run.id: run for run in _pages(client, ours)}
+        ids = [UUID(id) for id in named if UUID(id) not in found]
+        for i in range(0, len(ids), _PAGE):
+            some = FlowRunFilter(id=FlowRunFilterId(any_=ids[i : i + _PAGE]))
+            found |= {run.id: run for run in client.read_flow_runs(flow_run_filter=some, limit=_PAGE)}
+        return [
+            _run(client, run)
+            for run in found.values()
+            if run.state is not None
+            and (not run.state.is_crashed() or run.state.timestamp >= since or str(run.id) in named)
+        ]
+
+
+def _is_of_interest(run: FlowRun, since: datetime, named: set[str]) -> bool:
+    """Whether a run is live, named by a job or an MLflow run, or crashed lately."""
+    if run.state is None:
+        return False
+    return not run.state.is_crashed() or run.state.timestamp >= since or str(run.id) in named
+
+
+def apply(actions: Actions, tracker: Tracker, *, namespace: str, crashes: int) -> list[str]:
+    """Do what was decided; give what was done, in words.
+
+    Raises:
+        ServiceError: one of the services refused or could not be reached.
+    """
+    done = []
+    with _prefect() as client:
+        for id, reason in actions.crash.items():
+            run = client.read_flow_run(UUID(id))
+            if run.state is not None and not run.state.is_final() and not run.state.is_scheduled():
+                crashed: State[Any] = Crashed(message=reason)
+                client.set_flow_run_state(run.id, crashed)
+                done.append(f"{run.name}: marked as crashed: {reason}")
+        for name, reason in actions.delete.items():
+            delete_job(namespace, name)
+            done.append(f"job {name}: deleted: {reason}")
+        for run_id, reason in actions.close.items():
+            tracker.interrupt(run_id, reason)
+            done.append(f"MLflow run {run_id}: closed as killed: {reason}")
+        for id in actions.reschedule:
+            run = client.read_flow_run(UUID(id))
+            if run.state is not None and run.state.is_crashed():
+                why_not = reschedule_crashed(client, run, crashes=crashes)
+                done.append(f"{run.name}: not rescheduled: {why_not}" if why_not else f"{run.name}: rescheduled")
+    return done
+
+
+def _pages(client: SyncPrefectClient, wanted: FlowRunFilter) -> list[FlowRun]:
+    found: list[FlowRun] = []
+    while True:
+        page = client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE, offset=len(found))
+        found += page
+        if len(page) < _PAGE:
+            return found
+
+
+def _run(client: SyncPrefectClient, run: FlowRun) -> Run:
+    assert run.state is not None  # noqa: S101 - asked for
+    is_crashed = run.state.is_crashed()
+    return Run(
+        id=str(run.id),
+        name=run.name,
+        state=run.state.type.value,
+        since=run.state.timestamp,
+        has_waiting_parent=is_crashed and _has_live_parent(client, run),
+    )
+
+
+def _has_live_parent(client: SyncPrefectClient, run: FlowRun) -> bool:
+    if run.parent_task_run_id is None:
+        return False
+    try:
+        task_run = client.read_task_run(run.parent_task_run_id)
+        parent = client.read_flow_run(task_run.flow_run_id) if task_run.flow_run_id is not None else None
+    except ObjectNotFound:
+        return False
+    return parent is not None and parent.state is not None and not parent.state.is_final()
+
+
+class _prefect:  # noqa: N801 - used as a context manager
+    """A client whose errors are ours."""
+
+    def __enter__(self) -> SyncPrefectClient:
+        self._context = get_client(sync_client=True)
+        return self._context.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._context.__exit__(kind, error, traceback)
+        if isinstance(error, httpx.HTTPError):
+            raise ServiceError(f"Prefect refused or is away: {type(error).__name__}: {error}") from error

@@ -1,0 +1,190 @@
+"""Rolling back as tasks: choose the version before, move the alias, write it down; and what is live, for people."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from ltsft.errors import ConfigError, ReleaseError
+from ltsft.release import Slot
+from tasks.records import canonical_json, user_name
+from tasks.registry import (
+    CHAMPION,
+    FROM_VERSION,
+    PROMOTION,
+    REASON,
+    ROLLBACK,
+    ROLLED_BACK,
+    TO_VERSION,
+    Event,
+    Version,
+    release_subject,
+    version_before,
+)
+from tasks.releases import hash_of, move_lock, open_registry
+from tasks.retries import is_service_away
+from tasks.runs import RunHandle
+from tasks.workspace import Workspace
+
+WITHDRAW = "none"
+"""In place of a version: nothing is live any more."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is live for a (language, target task), for people.
+
+    Attributes:
+        slot: the (language, target task).
+        version: the live one; None where there is none.
+        candidate: the number that was put forward last.
+        event: the move that made it live; None where it is not on record.
+    """
+
+    slot: Slot
+    version: Version | None
+    candidate: int | None
+    event: Event | None
+
+    @property
+    def since(self) -> datetime | None:
+        """Since when it is live (UTC)."""
+        return self.event.when if self.event else None
+
+    def as_row(self) -> dict[str, Any]:
+        """Give plain values, for tables and JSON."""
+        version, event = self.version, self.event
+        tags = version.tags if version else {}
+        return {
+            "release": str(self.slot),
+            "language": self.slot.language,
+            "target_task": self.slot.target_task,
+            "version": version.number if version else None,
+            "since": event.when.isoformat(timespec="seconds") if event else None,
+            "who": event.who if event else None,
+            "how": event.kind if event else None,
+            "why": event.reason if event else None,
+            "score": float(tags["ltsft.score"]) if "ltsft.score" in tags else None,
+            "parents": ", ".join(part.subject for part in version.composition.parts) if version else None,
+            "parent_runs": {part.subject: part.run_id for part in version.composition.parts} if version else {},
+            "composition": version.composition.key if version else None,
+            "candidate": self.candidate,
+        }
+
+
+@task(
+    name="roll back",
+    task_run_name="roll back {slot}",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+    retry_condition_fn=is_service_away,
+)
+def roll_back(workspace: Workspace, slot: Slot, *, to: str | None, reason: str, who: str) -> tuple[int, int | None]:
+    """Move the alias ``champion`` back, and mark the version that was live as rolled back.
+
+    Run again after a kill it ends what was begun, and goes back no further.
+
+    Args:
+        workspace: the project.
+        slot: the (language, target task).
+        to: a version that was live once; ``none`` takes the release out of service; the version before without it.
+        reason: why.
+        who: the user; the one of the process without it.
+
+    Returns:
+        The version that was live, and the one that is now.
+
+    Raises:
+        ConfigError: `to` is no version that was ever live.
+        ReleaseError: nothing is live, or there was nothing before it.
+    """
+    registry = open_registry(workspace)
+    with move_lock(workspace, slot):
+        champion = registry.champion(slot)
+        events = registry.events(slot)
+        begun = _cut_off(events, champion) if to is None else None
+        if begun is not None:
+            before, after = begun.before or 0, begun.after
+            run = _reopened(workspace, begun)
+        else:
+            before, after = _chosen(events, slot, champion, to)
+            run = _record(workspace, slot, before, after, reason=reason, who=who)
+        with run:
+            registry.tag(registry.version(slot, before), {ROLLED_BACK: reason or "no reason was given"})
+            if after is not None:
+                registry.forget_rollback(registry.version(slot, after))
+            registry.set_alias(slot, CHAMPION, after)
+            run.finish()
+    return before, after
+
+
+def read_releases(workspace: Workspace) -> list[Live]:
+    """Say what is live, since when, and what stands behind it; in the order of the project's cells."""
+    registry = open_registry(workspace)
+    events: dict[str, list[Event]] = {}
+    for event in registry.events():
+        events.setdefault(event.subject, []).append(event)
+    found = []
+    for slot, champion, candidate in registry.aliases():
+        version = registry.version(slot, champion) if champion is not None else None
+        moves = [event for event in events.get(release_subject(slot), []) if event.after == champion]
+        found.append(Live(slot, version, candidate, moves[-1] if moves else None))
+    return sorted(found, key=lambda live: (live.slot.target_task, live.slot.language))
+
+
+def _chosen(events: list[Event], slot: Slot, champion: int | None, to: str | None) -> tuple[int, int | None]:
+    if champion is None:
+        raise ReleaseError(f"{slot}: nothing is live, so there is nothing to roll back")
+    if to == WITHDRAW:
+        return champion, None
+    if to is not None:
+        once = sorted({event.after for event in events if event.kind == PROMOTION and event.after is not None})
+        if not to.isdecimal() or int(to) not in once or int(to) == champion:
+            allowed = ", ".join(str(number) for number in once if number != champion) or "none"
+            raise ConfigError(
+                f"{slot}: cannot roll back to {to!r}; versions that were live before {champion} are {allowed}"
+            )
+        return champion, int(to)
+    before = version_before(events, champion)
+    if before is None:
+        raise ReleaseError(
+            f"{slot}: version {champion} is the first release, there is nothing before it; --to none takes it out of "
+            "service"
+        )
+    return champion, before
+
+
+def _cut_off(events: list[Event], champion: int | None) -> Event | None:
+    """Give the rollback that was begun last, if it was cut off: before the alias moved or just after."""
+    last = next((event for event in reversed(events) if event.kind == ROLLBACK), None)
+    return last if last and not last.is_finished and champion in (last.before, last.after) else None
+
+
+def _reopened(workspace: Workspace, event: Event) -> RunHandle:
+    return RunHandle(workspace.tracker, run_id=event.run_id, name=event.subject, is_resumed=True)
+
+
+def _record(workspace: Workspace, slot: Slot, before: int, after: int | None, *, reason: str, who: str) -> RunHandle:
+    parts = {"kind": ROLLBACK, "from": before, "to": after, "at": uuid.uuid4().hex}
+    return workspace.tracker.open_run(
+        name=f"roll back {slot}",
+        kind=ROLLBACK,
+        subject=release_subject(slot),
+        key=hash_of(canonical_json(parts)),
+        parts=parts,
+        tags={
+            "ltsft.language": slot.language,
+            "ltsft.target_task": slot.target_task,
+            "mlflow.user": who or user_name(),
+            REASON: reason,
+            FROM_VERSION: str(before),
+            TO_VERSION: str(after or WITHDRAW),
+        },
+        params={"from": before, "to": after},
+    )

@@ -1,0 +1,249 @@
+"""From a scored cell to a champion and back: the flows, the command, the registry, the model that anybody can load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
+
+from ltsft.base import load_base
+from ltsft.cli import app
+from ltsft.release import Release, Slot
+from ltsft.serving.answers import Input
+from ltsft.serving.engine import Engine
+from ltsft.serving.limits import Limits
+from tasks.registry import ROLLED_BACK, Registry
+from tasks.releases import open_registry
+from tasks.workspace import Workspace
+
+pytestmark = pytest.mark.integration
+SLOT = Slot("bb", "pos")
+Open = Callable[[Path], Workspace]
+
+
+@pytest.fixture
+def ltsft(changeable_project: Path, prefect_server: None) -> Callable[..., Any]:
+    """Call the command on the project."""
+
+    def call(*arguments: str) -> Any:
+        result = CliRunner().invoke(app, list(arguments), env={"LTSFT_PROJECT": str(changeable_project)})
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return call
+
+
+@pytest.fixture
+def another_composition(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Make what is put forward another composition: the task SFT with another weight. The canary is not asked."""
+    import flows.promote as promotion
+    from ltsft.verdicts import Canary
+
+    compose = promotion.compose_recipe
+    monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
+
+    def with_weight(weight: float) -> None:
+        def other(workspace: Workspace, slot: Slot) -> Any:
+            made = compose(workspace, slot)
+            parts = (made.parts[0], made.parts[1].model_copy(update={"weight": weight}))
+            return made.model_copy(update={"parts": parts})
+
+        monkeypatch.setattr(promotion, "compose_recipe", other)
+
+    return with_weight
+
+
+def registry_of(opened: Open, file: Path) -> Registry:
+    return open_registry(opened(file))
+
+
+def test_promote_releases_what_passes_with_a_real_canary_and_anybody_can_load_it(
+    ltsft: Callable[..., Any], changeable_project: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = ltsft("promote", "bb", "pos", "--why", "the first", "--set", "gates.release.min_score=0.01")
+    assert done.exit_code == 0, done.output
+    assert "pos bb: version 1 is live (nothing was before)" in done.stdout
+
+    workspace = opened(changeable_project)
+    registry = open_registry(workspace)
+    assert registry.champion(SLOT) == registry.candidate(SLOT) == 1
+    version = registry.version(SLOT, 1)
+    [event] = registry.events(SLOT)
+    assert (event.kind, event.before, event.after, event.reason, event.is_finished) == (
+        "promotion",
+        None,
+        1,
+        "the first",
+        True,
+    )
+    run = workspace.tracker.client.get_run(event.run_id)
+    assert run.data.metrics["gate.canary.passed"] == run.data.metrics["gate.floor.passed"] == 1.0
+    assert run.data.metrics["gate.floor.floor"] >= 0.01
+    assert "gate.interference.overlap" in run.data.metrics
+    assert version.tags["ltsft.verdict"] == "passed"
+    page = workspace.tracker.client.get_model_version(version.name, "1").description
+    assert "task pos aa seed 1" in page
+    assert "the first release: floor and canary decide" in page
+    model = workspace.tracker.download(event.run_id, "model")
+    assert not list(model.rglob("*.pkl"))
+    assert not list(model.rglob("*.safetensors")), "the recipe is kept, not a copy of the base"
+
+    again = ltsft("promote", "bb", "pos", "--set", "gates.release.min_score=0.01")
+    assert "version 1 is live already" in again.stdout
+    assert len(registry.events(SLOT)) == 1
+
+    _mlflow_gives_what_a_server_gives(workspace, version.uri, monkeypatch)
+    shown = json.loads(ltsft("releases", "--json").stdout)
+    assert [(row["release"], row["version"], row["why"], row["how"]) for row in shown] == [
+        ("pos bb", 1, "the first", "promotion")
+    ]
+    assert set(shown[0]["parent_runs"]) == {"language bb", "task pos aa seed 1"}
+
+
+def _mlflow_gives_what_a_server_gives(workspace: Workspace, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+    from mlflow.pyfunc import scoring_server
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(workspace.tracker.tracking_uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(uri)
+        text = loaded.input_example["text"][0]
+        table = loaded.predict(pd.DataFrame({"text": [text]}))
+        client = TestClient(scoring_server.init(loaded))
+        served = client.post("/invocations", json={"dataframe_records": [{"text": text}]}).json()["predictions"]
+    finally:
+        mlflow.set_tracking_uri(before)
+    registry = open_registry(workspace)
+    engine = Engine(load_base(workspace.base.id), limits=Limits())
+    admitted = engine.admit(Release(1, registry.version(SLOT, 1).composition), registry)
+    prepared = admitted.reader.prepare(Input(text=text))
+    words = admitted.reader.read(prepared, engine.run(admitted, prepared.pieces))
+    assert list(table["labels"][0]) == served[0]["labels"] == [word.label for word in words]
+    assert list(table["scores"][0]) == [word.score for word in words]
+    assert loaded.metadata.signature.inputs.input_names() == ["text", "words"]
+
+
+def test_rollbacks_go_back_one_version_each_and_what_was_rolled_back_stays_out(
+    ltsft: Callable[..., Any], changeable_project: Path, opened: Open, another_composition: Callable[[float], None]
+) -> None:
+    loose = ("--set", "gates.release.min_score=0.0", "--set", "gates.release.min_over_majority=-1")
+    for weight in (1.0, 0.9, 0.8):
+        another_composition(weight)
+        assert ltsft("promote", "bb", "pos", *loose).exit_code == 0
+    registry = registry_of(opened, changeable_project)
+    assert registry.champion(SLOT) == 3
+
+    assert "version 2 is live (version 3 was)" in ltsft("rollback", "bb", "pos", "--why", "bad").stdout
+    assert "version 1 is live (version 2 was)" in ltsft("rollback", "bb", "pos").stdout
+    refused = ltsft("rollback", "bb", "pos")
+    assert refused.exit_code == 2
+    assert "there is nothing before it" in refused.stderr
+    assert registry.champion(SLOT) == 1
+    assert {v.number for v in registry.versions(SLOT) if ROLLED_BACK in v.tags} == {2, 3}
+
+    kept_out = ltsft("promote", "bb", "pos", *loose)
+    assert kept_out.exit_code == 1
+    assert "was rolled back; make a better one, or say --again" in kept_out.stderr
+    assert ltsft("promote", "bb", "pos", "--again", *loose).exit_code == 0
+    assert registry.champion(SLOT) == 3
+    wrong = ltsft("rollback", "bb", "pos", "--to", "9")
+    assert "versions that were live before 3 are 1, 2" in wrong.stderr
+    assert "version 2 is live" in ltsft("rollback", "bb", "pos", "--to", "2").stdout
+    assert "nothing is live any more" in ltsft("rollback", "bb", "pos", "--to", "none").stdout
+    assert registry.live() == {}
+    moves = [(e.kind, e.before, e.after) for e in registry.events(SLOT)]
+    assert moves[3:] == [
+        ("rollback", 3, 2),
+        ("rollback", 2, 1),
+        ("promotion", 1, 3),
+        ("rollback", 3, 2),
+        ("rollback", 2, None),
+    ]
+
+
+def test_what_fails_a_gate_is_registered_but_not_live_and_says_why(
+    ltsft: Callable[..., Any], changeable_project: Path, opened: Open, another_composition: Callable[[float], None]
+) -> None:
+    another_composition(1.0)
+    done = ltsft("promote", "bb", "pos", "--set", "gates.release.min_score=0.999")
+
+    assert done.exit_code == 1
+    assert "version 1 was refused by floor: score" in done.stderr
+    workspace = opened(changeable_project)
+    registry = open_registry(workspace)
+    assert (registry.champion(SLOT), registry.candidate(SLOT)) == (None, 1)
+    assert registry.version(SLOT, 1).tags["ltsft.verdict"] == "refused"
+    failed = workspace.tracker.search("tags.`ltsft.kind` = 'promotion'")
+    assert [run.info.status for run in failed] == ["FAILED"]
+    assert failed[0].data.metrics["gate.floor.passed"] == 0.0
+    assert failed[0].data.metrics["gate.canary.passed"] == 1.0
+
+    assert ltsft("promote", "zz", "pos").exit_code == 2
+    assert "allowed are pos aa, pos bb, pos cc" in ltsft("promote", "zz", "pos").stderr
+
+
+def test_a_cell_keeps_the_outcome_of_every_test_sentence(finished_project: Path, opened: Open) -> None:
+    import numpy as np
+
+    workspace = opened(finished_project)
+    cell = workspace.tracker.find(workspace.plan.step("cell pos cc").product.key)
+    assert cell is not None
+    outcomes = np.load(workspace.tracker.download(cell.run_id, "outcomes/seed-1.npy"), allow_pickle=False)
+    assert outcomes.shape == (cell.metrics["test_sentences"], 2)
+    assert outcomes[:, 1].sum() == cell.metrics["test_words"]
+    assert outcomes[:, 0].sum() / outcomes[:, 1].sum() == pytest.approx(cell.metrics["score.seed.1"])
+
+
+def test_the_canary_tells_what_does_not_load_what_is_missing_and_what_answers_wrong(
+    finished_project: Path, opened: Open
+) -> None:
+    from tasks.canary import _problem, run_canary
+
+    workspace = opened(finished_project)
+    dead = run_canary(
+        "models:/nowhere/1",
+        tracking_uri=workspace.tracker.tracking_uri,
+        sentences=[["a"]],
+        gold=[["NOUN"]],
+        correct=[1],
+        labels=("NOUN", "VERB"),
+        timeout_seconds=120,
+    )
+    assert not dead.answered
+    assert "a fresh process could not load it" in dead.message
+    gold = [["NOUN", "VERB"], ["NOUN"]]
+    assert _problem([["NOUN", "VERB"], ["NOUN"]], gold, [2, 1], ("NOUN", "VERB")) == ""
+    assert "labelled 2 words" in _problem([["NOUN"], ["NOUN"]], gold, [2, 1], ("NOUN", "VERB"))
+    assert "'ADV', which is not in the label set" in _problem(
+        [["ADV", "VERB"], ["NOUN"]], gold, [2, 1], ("NOUN", "VERB")
+    )
+    assert "0 of 3 words are right" in _problem([["VERB", "NOUN"], ["VERB"]], gold, [2, 1], ("NOUN", "VERB"))
+
+
+def test_exports_and_bundles_come_from_the_command(
+    ltsft: Callable[..., Any], another_composition: Callable[[float], None], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    another_composition(1.0)
+    assert "nothing is released" in ltsft("bundle", str(tmp_path / "bundle")).stderr
+    not_live = ltsft("export", "bb", "pos", "--to", "hf", str(tmp_path / "hf"))
+    assert "pos bb (not released)" in not_live.stdout
+    assert AutoModelForTokenClassification.from_pretrained(tmp_path / "hf").config.id2label[0] == "NOUN"
+    loose = ("--set", "gates.release.min_score=0.0", "--set", "gates.release.min_over_majority=-1")
+    assert ltsft("promote", "bb", "pos", *loose).exit_code == 0
+    assert "1 releases to" in ltsft("bundle", str(tmp_path / "bundle")).stdout
+    assert (
+        "has no version 7; there are 1"
+        in ltsft("export", "bb", "pos", "--to", "hf", str(tmp_path / "x"), "--version", "7").stderr
+    )
+    assert "--to hf needs a folder" in ltsft("export", "bb", "pos", "--to", "hf").stderr
+    assert "--to must be hf, onnx" in ltsft("export", "bb", "pos", "--to", "gguf", "x").stderr

@@ -1,0 +1,234 @@
+"""Every manifest and every job that a work pool renders is what Kubernetes accepts, and as locked down as it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from prefect.client.schemas.objects import FlowRun
+from prefect.flows import load_flow_from_entrypoint
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+ROOT = Path(__file__).parents[2]
+VERSION = "1.34.0"
+OVERLAYS = ["overlays/dev", "overlays/prod", "overlays/serving", "overlays/kserve", "bootstrap"]
+CUSTOM = {"InferenceService"}
+"""Kinds of KServe: their schema comes with its controller and is not in that of Kubernetes."""
+POOLS = sorted(ROOT.glob("infra/work-pools/*.json"))
+Thing = dict[str, Any]
+POD_FIELDS = {
+    *("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext"),
+    *("terminationGracePeriodSeconds", "containers", "volumes"),
+}
+"""What a pod has of the fields of KServe's predictor."""
+
+
+@pytest.fixture(scope="session", params=OVERLAYS)
+def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Thing]:
+    """All objects of an overlay, as `kubectl kustomize` gives them."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed; it renders the overlays")
+    folder = tmp_path_factory.mktemp("k8s") / "k8s"
+    shutil.copytree(ROOT / "infra" / "k8s", folder, ignore=shutil.ignore_patterns("secrets"))
+    subprocess.run([folder / "make-secrets.sh", folder / "overlays/dev/secrets"], check=True)
+    done = subprocess.run([kubectl, "kustomize", folder / request.param], capture_output=True, text=True, check=True)
+    assert not done.stderr, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(params=POOLS, ids=lambda file: file.stem)
+def job(request: pytest.FixtureRequest) -> Thing:
+    """The job that prefect-kubernetes' worker makes of a pool's template and its defaults."""
+    template = json.loads(request.param.read_text())
+    return render(template, {})
+
+
+class NoPrefect:
+    """No template of ours names a block or a variable that Prefect's server would have to be asked for."""
+
+    async def __aenter__(self) -> NoPrefect:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+
+def render(template: Thing, values: Thing) -> Thing:
+    make = KubernetesWorkerJobConfiguration.from_template_and_values
+    configuration = asyncio.run(make(template, values, client=NoPrefect()))
+    configuration.prepare_for_flow_run(FlowRun(flow_id=uuid.uuid4(), name="quick-fox"))
+    return configuration.job_manifest
+
+
+def pod_specs(objects: list[Thing]) -> Iterator[tuple[str, Thing]]:
+    for thing in objects:
+        if thing["kind"] in ("Deployment", "StatefulSet", "Job"):
+            yield f"{thing['kind']} {thing['metadata'].get('name', '')}", thing["spec"]["template"]["spec"]
+
+
+def test_every_object_of_an_overlay_is_valid(rendered: list[Thing]) -> None:
+    for thing in rendered:
+        if thing["kind"] not in CUSTOM:
+            kubernetes_validate.validate(thing, VERSION, strict=True)
+
+
+def test_the_pod_of_an_inference_service_is_valid_and_the_one_of_the_deployment(tmp_path: Path) -> None:
+    specs = {}
+    for overlay, kind in (("serving", "Deployment"), ("kserve", "InferenceService")):
+        command = [shutil.which("kubectl") or "kubectl", "kustomize", ROOT / "infra/k8s/overlays" / overlay]
+        if shutil.which("kubectl") is None:
+            pytest.skip("kubectl is not installed; it renders the overlays")
+        things = yaml.safe_load_all(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        found = [t for t in things if t["kind"] == kind and t["metadata"]["name"] == "serve"]
+        assert len(found) == 1
+        spec = found[0]["spec"]
+        specs[overlay] = spec["predictor"] if kind == "InferenceService" else spec["template"]["spec"]
+    pod = {name: value for name, value in specs["kserve"].items() if name in POD_FIELDS}
+    thing = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "serve"}, "spec": pod}
+    kubernetes_validate.validate(thing, VERSION, strict=True)
+    assert_locked_down("serve", pod, may_have_token=False)
+    ours, theirs = (specs[overlay]["containers"][0] for overlay in ("serving", "kserve"))
+    for name in ("image", "args", "env", "envFrom", "resources", "securityContext", "volumeMounts"):
+        assert ours[name] == theirs[name], f"{name} differs between the two ways to serve"
+    assert specs["serving"]["volumes"] == specs["kserve"]["volumes"]
+
+
+def test_all_pods_are_locked_down(rendered: list[Thing]) -> None:
+    for name, spec in pod_specs(rendered):
+        assert_locked_down(name, spec, may_have_token=name.startswith("Deployment prefect-worker"))
+
+
+def test_no_secret_is_written_anywhere_but_in_secrets(rendered: list[Thing]) -> None:
+    secrets = [thing for thing in rendered if thing["kind"] == "Secret"]
+    others = yaml.safe_dump([thing for thing in rendered if thing["kind"] != "Secret"])
+    import base64
+
+    for secret in secrets:
+        for name, value in secret["data"].items():
+            plain = base64.b64decode(value).decode().strip()
+            if "user" not in name and name != "access-key":
+                assert plain not in others, f"{secret['metadata']['name']}/{name}"
+    names = re.compile("password|secret|token|auth_string|connection_url|store_uri", re.I)
+    for name, spec in pod_specs(rendered):
+        for container in (*spec["containers"], *spec.get("initContainers", ())):
+            for variable in container.get("env", ()):
+                if names.search(variable["name"]) and not variable["name"].endswith(("_NAME", "_KEY", "CONFIG_PATH")):
+                    assert "secretKeyRef" in variable.get("valueFrom", {}), f"{name}: {variable['name']}"
+
+
+def test_each_name_that_a_pod_needs_is_there(rendered: list[Thing], request: pytest.FixtureRequest) -> None:
+    if "dev" not in request.node.name:
+        pytest.skip("the secrets and databases of this overlay come from outside")
+    there = {(thing["kind"], thing["metadata"]["name"]) for thing in rendered}
+    jobs = [render(json.loads(file.read_text()), {}) for file in POOLS]
+    text = yaml.safe_dump_all([*rendered, *jobs])
+    for kind, pattern in {
+        "Secret": r"secretKeyRef:\n\s+key: [\w-]+\n\s+name: ([\w-]+)",
+        "ConfigMap": r"configMapRef:\n\s+name: ([\w-]+)",
+        "PersistentVolumeClaim": r"claimName: ([\w-]+)",
+        "ServiceAccount": r"serviceAccountName: ([\w-]+)",
+        "PriorityClass": r"priorityClassName: ([\w-]+)",
+    }.items():
+        found = {(kind, name) for name in re.findall(pattern, text)}
+        assert found, kind
+        assert found - there <= {("Secret", "ltsft-hugging-face")}, "all but the optional one"
+
+
+def test_a_rendered_job_is_valid(job: Thing) -> None:
+    # The worker wants these two where Kubernetes has no such fields (and drops them); the rest is as it should be.
+    spec = job["spec"]["template"]["spec"]
+    assert (spec.pop("parallelism"), spec.pop("completions")) == (1, 1)
+    job["metadata"]["name"] = job["metadata"].pop("generateName") + "x"
+
+    kubernetes_validate.validate(job, VERSION, strict=True)
+
+
+def test_a_rendered_job_leaves_retries_to_prefect_and_the_flow_knows(job: Thing) -> None:
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert spec["backoffLimit"] == 0
+    assert pod["restartPolicy"] == "Never"
+    assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailJob", "Ignore would start a second pod for the run"
+    environment = {v["name"]: v.get("value") for v in pod["containers"][0]["env"]}
+    assert environment["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
+    assert pod["terminationGracePeriodSeconds"] > 30 + 15, "Prefect gives the training 30 s, and needs some itself"
+    assert {"activeDeadlineSeconds", "ttlSecondsAfterFinished"} <= spec.keys()
+    assert re.fullmatch(r"\d+s", job["metadata"]["annotations"]["ltsft.io/pending-timeout"])
+
+
+def test_a_rendered_job_is_locked_down(job: Thing) -> None:
+    assert_locked_down("job", job["spec"]["template"]["spec"], may_have_token=False)
+
+
+@pytest.mark.parametrize("file", POOLS, ids=lambda file: file.stem)
+def test_each_variable_of_a_pool_is_used_and_each_one_used_has_a_default(file: Path) -> None:
+    template = json.loads(file.read_text())
+    used = set(re.findall(r"{{ (\w+) }}", json.dumps(template["job_configuration"])))
+    variables = template["variables"]["properties"]
+
+    assert used == variables.keys()
+    assert {name for name, facts in variables.items() if "default" not in facts} == {"name", "command"}
+
+
+def test_what_a_deployment_changes_arrives_in_the_job() -> None:
+    template = json.loads((ROOT / "infra/work-pools/ltsft-gpu.json").read_text())
+
+    job = render(template, {"gpu_count": 4, "image": "x@sha256:1", "env": {"A": "b"}, "node_selector": {"zone": "a"}})
+
+    spec = job["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert container["image"] == "x@sha256:1"
+    assert spec["nodeSelector"] == {"zone": "a"}
+    assert {"name": "A", "value": "b"} in container["env"]
+    assert sum(v["name"] == "AWS_SECRET_ACCESS_KEY" for v in container["env"]) == 1
+
+
+def deployments() -> list[Thing]:
+    return list(yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"])
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda deployment: deployment["name"])
+def test_each_deployment_can_be_loaded_and_names_a_pool_and_variables_that_exist(deployment: Thing) -> None:
+    flow = load_flow_from_entrypoint(deployment["entrypoint"], use_placeholder_flow=False)
+    pool = ROOT / f"infra/work-pools/{deployment['work_pool']['name']}.json"
+    variables = json.loads(pool.read_text())["variables"]["properties"]
+    given = {**deployment.get("parameters", {}), **(deployment.get("triggers") or [{}])[0].get("parameters", {})}
+
+    assert flow.name == deployment["name"], "run_deployment finds it as name/name"
+    assert deployment["work_pool"].get("job_variables", {}).keys() <= variables.keys()
+    if deployment.get("schedules"):
+        assert flow.validate_parameters(given)
+        assert (ROOT / given["project"]["file"]).is_file()
+
+
+def test_a_comment_line_stands_above_each_deployment() -> None:
+    lines = (ROOT / "prefect.yaml").read_text().splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"  - name: ", line)]
+
+    assert len(starts) == len(deployments())
+    assert all(lines[i - 1].startswith("  # ") for i in starts)
+
+
+def assert_locked_down(name: str, spec: Thing, *, may_have_token: bool) -> None:
+    pod = spec["securityContext"]
+    assert pod["runAsNonRoot"] is True, name
+    assert pod["seccompProfile"] == {"type": "RuntimeDefault"}, name
+    assert spec["automountServiceAccountToken"] is may_have_token, name
+    for container in (*spec["containers"], *spec.get("initContainers", ())):
+        locked = container["securityContext"]
+        assert locked["allowPrivilegeEscalation"] is False, name
+        assert locked["readOnlyRootFilesystem"] is True, name
+        assert locked["capabilities"] == {"drop": ["ALL"]}, name
+        assert container["resources"].keys() == {"requests", "limits"}, name
+        assert ":latest" not in container["image"], name

@@ -1,0 +1,161 @@
+"""What tests of the server share: a shelf of releases over a tiny base, with SFTs made from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltsft.base import Base, load_base
+from ltsft.errors import ServiceError
+from ltsft.files import read_manifest, save_sft
+from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot
+from ltsft.serving.engine import Engine
+from ltsft.serving.limits import Limits
+from ltsft.serving.metrics import Metrics
+from ltsft.serving.service import Service
+from ltsft.sft import SFT, Diff
+
+LABELS = {"pos": ("NOUN", "VERB", "ADJ", "PUNCT"), "coarse": ("CONTENT", "OTHER")}
+LANGUAGES = ("aa", "bb", "cc")
+
+
+class Shelf:
+    """A source of releases in memory: what is live, and the folders of the SFTs by hash."""
+
+    def __init__(self) -> None:
+        self.released: dict[Slot, Release] = {}
+        self.folders: dict[str, Path] = {}
+        self.is_away = False
+
+    def live(self) -> dict[Slot, Release]:
+        if self.is_away:
+            raise ServiceError("the shelf is away")
+        return dict(self.released)
+
+    def fetch(self, part: ComposedPart) -> Path:
+        if self.is_away:
+            raise ServiceError("the shelf is away")
+        return self.folders[part.sha256]
+
+    def put(self, composition: Composition, version: int) -> None:
+        self.released[composition.slot] = Release(version, composition)
+
+
+@pytest.fixture(scope="session")
+def base(tiny_base: Path) -> Base:
+    return load_base(str(tiny_base))
+
+
+@pytest.fixture(scope="session")
+def make_part(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, ComposedPart]]:
+    """Save an SFT of random diffs, strong enough to change answers."""
+    folder = tmp_path_factory.mktemp("sfts")
+
+    def make(kind: str, subject: str, *, seed: int) -> tuple[Path, ComposedPart]:
+        labels = LABELS[subject] if kind == "task" else ()
+        model = base.token_classifier(labels or ("A", "B"), seed=0)
+        generator = torch.Generator().manual_seed(seed)
+        diffs = {}
+        for name, parameter in model.base_model.named_parameters():
+            support = torch.nonzero(torch.rand(parameter.numel(), generator=generator) < 0.2).flatten().int()
+            values = 0.3 * torch.randn(len(support), generator=generator)
+            diffs[name] = Diff(indices=support, values=values, shape=tuple(parameter.shape))
+        head = {}
+        if labels:
+            head = {
+                "classifier.weight": torch.randn(len(labels), 32, generator=generator),
+                "classifier.bias": torch.randn(len(labels), generator=generator),
+            }
+        sft = SFT(
+            kind=kind,  # type: ignore[arg-type]
+            subject=subject,
+            base=base.ref,
+            diffs=diffs,
+            head=head,
+            labels=labels,
+            maskable=sum(diff.size for diff in diffs.values()),
+        )
+        path = save_sft(sft, folder / f"{kind}-{subject}-{seed}")
+        sha256 = read_manifest(path)["tensor_file"]["sha256"]
+        part = ComposedPart(
+            kind=sft.kind, subject=f"{kind} {subject}", key=f"{seed:064x}", sha256=sha256, run_id=f"run{seed}"
+        )
+        return path, part
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_composition(base: Base) -> Callable[..., Composition]:
+    def make(language: str, target_task: str, *parts: ComposedPart, max_length: int = 24) -> Composition:
+        return Composition(
+            language=language,
+            target_task=target_task,
+            objective="pos",
+            labels=LABELS[target_task],
+            max_length=max_length,
+            base=ComposedBase(**asdict(base.ref), location="base"),
+            parts=parts,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def stock(
+    make_part: Callable[..., tuple[Path, ComposedPart]], make_composition: Callable[..., Composition]
+) -> tuple[dict[tuple[str, str, int], Composition], dict[str, Path]]:
+    """Two versions of every (language, target task): compositions, and the folders of their SFTs."""
+    languages = {code: make_part("language", code, seed=i) for i, code in enumerate(LANGUAGES, 1)}
+    targets = {
+        (name, version): make_part("task", name, seed=10 * i + version)
+        for i, name in enumerate(LABELS, 1)
+        for version in (1, 2)
+    }
+    folders = {part.sha256: path for path, part in (*languages.values(), *targets.values())}
+    compositions = {
+        (code, name, version): make_composition(code, name, languages[code][1], targets[name, version][1])
+        for code in LANGUAGES
+        for name in LABELS
+        for version in (1, 2)
+    }
+    return compositions, folders
+
+
+@pytest.fixture
+def shelf(stock: tuple[dict[tuple[str, str, int], Composition], dict[str, Path]]) -> Shelf:
+    """Version 1 of everything is live."""
+    found = Shelf()
+    compositions, found.folders = stock[0], dict(stock[1])
+    for (_, _, version), composition in compositions.items():
+        if version == 1:
+            found.put(composition, version)
+    return found
+
+
+@pytest.fixture
+def engine(base: Base) -> Engine:
+    return Engine(base, limits=Limits())
+
+
+@pytest.fixture
+def make_service(base: Base) -> Iterator[Callable[..., Service]]:
+    """Make and start a service; it is closed at the end of the test."""
+    made: list[Service] = []
+
+    def make(source: Shelf, *, bundle: object = None, **limits: object) -> Service:
+        bounds = Limits.model_validate({"refresh_seconds": 3600, "stop_seconds": 5, **limits})
+        metrics = Metrics()
+        engine = Engine(base, limits=bounds, on_switch=metrics.switch)
+        service = Service(engine, source, limits=bounds, metrics=metrics, bundle=bundle)  # type: ignore[arg-type]
+        made.append(service)
+        service.start()
+        return service
+
+    yield make
+    for service in made:
+        service.close()

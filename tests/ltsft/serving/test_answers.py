@@ -1,0 +1,102 @@
+"""From a request to pieces and from logits to an answer."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ltsft.base import Base
+from ltsft.objectives.token_classification import TokenClassification
+from ltsft.serving.answers import Input, RefusedInputError, TokenReader
+from ltsft.serving.limits import Limits
+from ltsft.serving.words import split_words
+
+LABELS = ("NOUN", "VERB", "ADJ", "PUNCT")
+
+
+def reader(base: Base, **limits: object) -> TokenReader:
+    return TokenReader(base.tokenizer, labels=LABELS, max_length=16, limits=Limits.model_validate(limits))
+
+
+def words_of(text: str) -> list[str]:
+    return [text[start:end] for start, end in split_words(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Hetta er, ein roynd.", ["Hetta", "er", ",", "ein", "roynd", "."]),
+        ("l'été 3.14 ... (vel-ok)!", ["l'été", "3.14", "...", "(", "vel-ok", ")", "!"]),
+        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया", "।"]),
+        (unicodedata.normalize("NFD", "Yorùbá ọ̀rọ̀"), [unicodedata.normalize("NFD", w) for w in ("Yorùbá", "ọ̀rọ̀")]),
+        ("\u200b", ["\u200b"]),
+        (" \n\t", []),
+    ],
+)
+def test_text_is_split_into_words_in_any_script(text: str, words: list[str]) -> None:
+    assert words_of(text) == words
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_words_lie_in_order_and_nothing_but_white_space_is_left_out(text: str) -> None:
+    spans = split_words(text)
+    at = 0
+    for start, end in spans:
+        assert at <= start < end
+        assert not text[at:start].strip()
+        at = end
+    assert not text[at:].strip()
+
+
+def test_pieces_are_those_that_the_objective_trains_and_scores_on(base: Base) -> None:
+    words = ["bako", "dedas", "gilik", "."] * 9
+    objective = TokenClassification(base.tokenizer, labels=LABELS, max_length=16)
+
+    prepared = reader(base).prepare(Input(words=tuple(words)))
+
+    expected = objective.encode([(words, ["NOUN"] * len(words))])
+    assert len(expected) > 2
+    assert [piece.input_ids for piece in prepared.pieces] == [piece.input_ids for piece in expected]
+    places = [[i for i, label in enumerate(piece.labels) if label >= 0] for piece in expected]
+    assert [list(piece.firsts) for piece in prepared.pieces] == places
+
+
+def test_each_word_gets_the_best_label_at_its_first_subword_over_all_pieces(base: Base) -> None:
+    tagger = reader(base)
+    prepared = tagger.prepare(Input(text="bako  dedas\n" * 8))
+    torch.manual_seed(0)
+    logits = [torch.randn(len(piece.input_ids), len(LABELS)) for piece in prepared.pieces]
+
+    answer = tagger.read(prepared, logits)
+
+    assert [word.text for word in answer] == ["bako", "dedas"] * 8
+    assert (answer[2].start, answer[2].end) == (12, 16)
+    at = 0
+    for piece, values in zip(prepared.pieces, logits, strict=True):
+        for first in piece.firsts:
+            row = values[first].double().softmax(-1)
+            assert answer[at].label == LABELS[int(row.argmax())]
+            assert answer[at].score == pytest.approx(float(row.max()), rel=1e-5)
+            at += 1
+    assert at == len(answer)
+
+
+def test_a_word_without_a_subword_has_no_label(base: Base) -> None:
+    tagger = reader(base)
+    prepared = tagger.prepare(Input(words=("bako", " ", ".")))
+    answer = tagger.read(prepared, [torch.zeros(len(prepared.pieces[0].input_ids), 4)])
+    assert (answer[1].label, answer[1].score) == (None, None)
+    assert answer[2].label is not None
+
+
+def test_what_cannot_be_answered_is_refused_with_the_bound(base: Base) -> None:
+    with pytest.raises(RefusedInputError, match="has no words"):
+        reader(base).prepare(Input(text=" \n"))
+    with pytest.raises(RefusedInputError, match="has 5 words, at most 4 are allowed"):
+        reader(base, max_words=4).prepare(Input(text="a b c d e"))
+    with pytest.raises(RefusedInputError, match="longer than the 16 sub-words"):
+        reader(base, long_texts="refuse").prepare(Input(text="bako dedas " * 20))

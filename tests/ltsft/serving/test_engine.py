@@ -1,0 +1,167 @@
+"""Served compositions beside the offline ones: the same bits, whatever was in place before."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ltsft.base import Base
+from ltsft.compose import composed
+from ltsft.errors import CompositionError, LtsftError, ReleaseError, SFTFileError
+from ltsft.files import load_sft, save_sft
+from ltsft.release import Composition, Release
+from ltsft.serving.answers import Input
+from ltsft.serving.engine import Admitted, Engine
+from ltsft.serving.limits import Limits
+from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
+
+SENTENCES = ["bako dedas .", "gilik .", "dedas bako gilik bako dedas .", "bako"]
+
+
+def admitted_all(engine: Engine, shelf: Any) -> list[Admitted]:
+    return [engine.admit(release, shelf) for release in shelf.released.values()]
+
+
+def offline(base: Base, admitted: Admitted, shelf: Any, pieces: list[Any]) -> torch.Tensor:
+    """Logits of the composition in a model of its own, composed the plain way, one batch."""
+    composition = admitted.composition
+    model = base.token_classifier(composition.labels, seed=3).eval()
+    parts = [(load_sft(shelf.fetch(part)), part.weight) for part in composition.parts]
+    with composed(model, parts, base=base.ref), torch.inference_mode():
+        return model(**admitted.reader.collate(pieces)).logits
+
+
+def test_answers_have_the_bits_of_the_offline_composition_after_any_order_of_switches(
+    base: Base, engine: Engine, shelf: Any
+) -> None:
+    ready = admitted_all(engine, shelf)
+    expected = {}
+    for admitted in ready:
+        pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
+        pieces.sort(key=lambda piece: len(piece.input_ids))
+        expected[admitted] = (pieces, offline(base, admitted, shelf, pieces))
+    order = random.Random(0).choices(ready, k=60)
+
+    for admitted in order:
+        pieces, wanted = expected[admitted]
+        given = engine.run(admitted, pieces)
+        assert torch.equal(torch.stack(given), wanted), admitted.release.slot
+    assert len({wanted.numpy().tobytes() for _, wanted in expected.values()}) == len(ready)
+
+
+def test_alone_or_in_a_batch_a_text_gets_the_same_answer_within_rounding(engine: Engine, shelf: Any) -> None:
+    admitted = admitted_all(engine, shelf)[0]
+    pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
+    together = engine.run(admitted, pieces)
+    for piece, logits in zip(pieces, together, strict=True):
+        alone = engine.run(admitted, [piece])[0]
+        torch.testing.assert_close(logits[: len(piece.input_ids)], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_one_encoder_is_shared_by_all_heads_and_an_sft_is_kept_once(engine: Engine, shelf: Any) -> None:
+    ready = admitted_all(engine, shelf)
+    assert len({id(admitted.model.base_model) for admitted in ready}) == 1
+    kept = {id(sft) for admitted in ready for sft, _ in admitted.parts}
+    assert len(kept) == len({part.sha256 for a in ready for part in a.composition.parts}) == 5
+
+
+def test_packing_loses_nothing_and_unpacks_again_after_a_drop(shelf: Any) -> None:
+    sft = load_sft(next(iter(shelf.folders.values())))
+    packed = pack_sft(sft)
+    diffs = packed.diffs
+    assert isinstance(diffs, PackedDiffs)
+    assert diffs.packed_bytes < 0.75 * diffs.unpacked_bytes
+    for _ in range(2):
+        assert dict(diffs).keys() == sft.diffs.keys()
+        for name, diff in sft.diffs.items():
+            assert torch.equal(diffs[name].indices, diff.indices)
+            assert torch.equal(diffs[name].values, diff.values)
+            assert diffs[name].indices.dtype == torch.int32
+        diffs.drop()
+    with pytest.raises(KeyError):
+        diffs["nowhere"]
+
+
+def test_no_more_is_unpacked_than_the_budget_allows_and_what_is_in_place_stays(shelf: Any) -> None:
+    sfts = [pack_sft(load_sft(folder)) for folder in shelf.folders.values()]
+    size = max(sft.diffs.unpacked_bytes for sft in sfts)  # type: ignore[attr-defined]
+    unpacked = Unpacked(budget_bytes=2 * size)
+    for sft in sfts:
+        unpacked.use([sft])
+        assert unpacked.unpacked_bytes <= 2 * size
+    unpacked.use(sfts[:4])
+    assert unpacked.unpacked_bytes > 2 * size
+
+
+def damaged(folder: Path, target: Path, change: Callable[[Path], None]) -> Path:
+    shutil.copytree(folder, target)
+    change(target)
+    return target
+
+
+def _flip(folder: Path) -> None:
+    content = bytearray((folder / "sft.safetensors").read_bytes())
+    content[-9] ^= 1
+    (folder / "sft.safetensors").write_bytes(content)
+
+
+def _another(folder: Path) -> None:
+    sft = load_sft(folder)
+    save_sft(replace(sft, details={"seed": 1}, diffs=dict(list(sft.diffs.items())[1:])), folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (_flip, SFTFileError, "is corrupt"),
+        (_another, ReleaseError, "is not the language aa that was released"),
+        (lambda folder: (folder / "sft.json").unlink(), SFTFileError, "is not an SFT"),
+    ],
+)
+def test_an_artifact_that_is_not_what_was_released_is_refused_and_the_others_answer_on(
+    engine: Engine, shelf: Any, tmp_path: Path, change: Any, error: type[LtsftError], message: str
+) -> None:
+    ready = admitted_all(engine, shelf)
+    other = next(a for a in ready if a.composition.language == "bb")
+    pieces = list(other.reader.prepare(Input(text=SENTENCES[0])).pieces)
+    before = engine.run(other, pieces)
+    part = next(a for a in ready if a.composition.language == "aa").composition.parts[0]
+    shelf.folders[part.sha256] = damaged(shelf.folders[part.sha256], tmp_path / "bad", change)
+    release = next(r for r in shelf.released.values() if r.composition.language == "aa")
+
+    fresh = Engine(engine.base, limits=Limits())
+    with pytest.raises(error, match=message):
+        fresh.admit(release, shelf)
+    assert torch.equal(engine.run(other, pieces)[0], before[0])
+
+
+def _with(composition: Composition, **change: Any) -> Release:
+    return Release(9, composition.model_copy(update=change))
+
+
+def test_a_composition_of_another_base_rule_or_label_set_is_refused(engine: Engine, shelf: Any) -> None:
+    composition = next(iter(shelf.released.values())).composition
+    other = composition.base.model_copy(update={"fingerprint": "0" * 64})
+    for release, message in (
+        (_with(composition, base=other), "start a server with that base"),
+        (_with(composition, rule="other"), "composition rule 'other' is unknown"),
+        (_with(composition, objective="other"), "objective 'other' cannot be served"),
+        (_with(composition, labels=("X", *composition.labels[1:])), "are not those of task SFT"),
+        (_with(composition, parts=composition.parts[:1]), "has one task SFT, this one has 0"),
+    ):
+        with pytest.raises((ReleaseError, CompositionError), match=message):
+            engine.admit(release, shelf)
+
+
+def test_diffs_that_could_make_a_weight_infinite_are_refused(engine: Engine, shelf: Any) -> None:
+    composition = next(iter(shelf.released.values())).composition
+    parts = tuple(part.model_copy(update={"weight": 1e30}) for part in composition.parts)
+    with pytest.raises(CompositionError, match="its diffs add up to"):
+        engine.admit(_with(composition, parts=parts), shelf)

@@ -1,0 +1,147 @@
+"""What is released is picked up while requests are answered; what is bad is refused, and the old version stays."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ltsft.errors import ReleaseError, ServiceError
+from ltsft.release import Slot
+from ltsft.serving.answers import Input
+from ltsft.serving.bundle import Bundle
+from ltsft.serving.service import Service, UnknownReleaseError
+
+Make = Callable[..., Service]
+POS = Slot("aa", "pos")
+
+
+def ask(service: Service, *asked: tuple[Slot, str]) -> list[Any]:
+    return asyncio.run(service.answer([(slot, Input(text=text)) for slot, text in asked]))
+
+
+def version(service: Service, slot: Slot = POS) -> int:
+    return int(ask(service, (slot, "bako dedas ."))[0].release.version)
+
+
+def test_a_release_and_a_rollback_answer_from_the_next_request_on(make_service: Make, shelf: Any, stock: Any) -> None:
+    service = make_service(shelf)
+    first = ask(service, (POS, "bako dedas ."))[0]
+    assert first.release.version == 1
+
+    shelf.put(stock[0]["aa", "pos", 2], 2)
+    assert version(service) == 1
+    service.refresh()
+    second = ask(service, (POS, "bako dedas ."))[0]
+    assert second.release.version == 2
+    assert [w.score for w in second.words] != [w.score for w in first.words]
+    assert version(service, Slot("bb", "pos")) == 1
+
+    shelf.put(stock[0]["aa", "pos", 1], 1)
+    service.refresh()
+    assert ask(service, (POS, "bako dedas ."))[0] == first
+
+
+def test_the_watcher_sees_a_release_without_being_told(make_service: Make, shelf: Any, stock: Any) -> None:
+    service = make_service(shelf, refresh_seconds=0.05)
+    shelf.put(stock[0]["aa", "pos", 2], 2)
+    end = time.monotonic() + 20
+    while version(service) != 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_bad_artifact_is_refused_and_the_version_before_stays(
+    make_service: Make, shelf: Any, stock: Any, tmp_path: Path
+) -> None:
+    service = make_service(shelf)
+    composition = stock[0]["aa", "pos", 2]
+    part = composition.parts[1]
+    bad = tmp_path / "bad"
+    shutil.copytree(shelf.folders[part.sha256], bad)
+    (bad / "sft.safetensors").write_bytes(b"not tensors")
+    good, shelf.folders[part.sha256] = shelf.folders[part.sha256], bad
+    shelf.put(composition, 2)
+
+    service.refresh()
+
+    assert version(service) == 1
+    assert service.refused[POS][0] == 2
+    assert "bytes" in service.refused[POS][1]
+    assert b"ltsft_releases_refused 1.0" in service.metrics.page()
+    shelf.folders[part.sha256] = good
+    service.refresh()
+    assert version(service) == 2
+    assert not service.refused
+
+
+def test_what_is_withdrawn_is_unknown_and_the_message_names_what_there_is(make_service: Make, shelf: Any) -> None:
+    service = make_service(shelf)
+    del shelf.released[POS]
+    service.refresh()
+    with pytest.raises(UnknownReleaseError, match="no release of pos for this language; there are bb, cc"):
+        ask(service, (POS, "bako"))
+    with pytest.raises(UnknownReleaseError, match="no such target task; there are coarse, pos"):
+        ask(service, (Slot("aa", "ner"), "bako"))
+
+
+def test_a_server_starts_from_its_bundle_while_the_registry_is_away(
+    make_service: Make, shelf: Any, stock: Any, tmp_path: Path
+) -> None:
+    bundle = Bundle(tmp_path / "bundle")
+    expected = ask(make_service(shelf, bundle=bundle), (POS, "bako dedas ."), (Slot("cc", "coarse"), "gilik"))
+    shelf.is_away = True
+
+    service = make_service(shelf, bundle=bundle)
+
+    assert ask(service, (POS, "bako dedas ."), (Slot("cc", "coarse"), "gilik")) == expected
+    with pytest.raises(ServiceError):
+        service.refresh()
+    assert version(service) == 1
+    shelf.is_away = False
+    shelf.put(stock[0]["aa", "pos", 2], 2)
+    service.refresh()
+    assert version(service) == 2
+    assert bundle.live()[POS].version == 2
+    shelf.is_away = True
+    with pytest.raises(ServiceError, match="is away"):
+        make_service(shelf, bundle=Bundle(tmp_path / "nowhere"))
+
+
+def test_a_bundle_keeps_what_is_live_alone_and_refuses_what_was_changed(shelf: Any, stock: Any, tmp_path: Path) -> None:
+    bundle = Bundle(tmp_path / "bundle")
+    bundle.write(shelf.released.values(), shelf)
+    assert len(list((bundle.folder / "sfts").iterdir())) == 5
+    bundle.write([shelf.released[POS]], shelf)
+    assert {f.name for f in (bundle.folder / "sfts").iterdir()} == {
+        part.sha256 for part in shelf.released[POS].composition.parts
+    }
+    index = bundle.folder / "releases.json"
+    index.write_text(index.read_text().replace('"weight": 1.0', '"weight": 2.0'))
+    with pytest.raises(ReleaseError, match="was damaged or changed"):
+        bundle.live()
+    index.write_text("[")
+    with pytest.raises(ReleaseError, match="is damaged"):
+        bundle.live()
+
+
+def test_texts_of_one_request_are_answered_by_one_release(make_service: Make, shelf: Any, stock: Any) -> None:
+    service = make_service(shelf, batch_texts=1, max_pieces=200)
+    texts = [(POS, "bako dedas gilik . " * 8)] * 12
+
+    async def release_in_between() -> list[Any]:
+        answering = asyncio.create_task(service.answer([(slot, Input(text=text)) for slot, text in texts]))
+        await asyncio.sleep(0.01)
+        shelf.put(stock[0]["aa", "pos", 2], 2)
+        await asyncio.to_thread(service.refresh)
+        return await answering
+
+    answers = asyncio.run(release_in_between())
+    assert len({answer.release.version for answer in answers}) == 1
+    assert len({tuple(w.score for w in answer.words) for answer in answers}) == 1
+    assert version(service) == 2

@@ -1,0 +1,80 @@
+"""A training that is asked to stop ends between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import pytest
+
+from ltsft.errors import InterruptedTraining
+from tasks.stopping import run_stoppable
+
+
+class Stopped(BaseException):
+    """What Prefect's handler of SIGTERM raises in the main thread."""
+
+
+@pytest.fixture
+def handler() -> Iterator[None]:
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_waits_for_the_end_of_a_step_and_then_goes_up(handler: None) -> None:
+    steps = []
+
+    def train(should_stop: Callable[[], bool]) -> None:
+        for step in range(200):
+            if step == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.02)
+            steps.append(step)
+            if should_stop():
+                raise InterruptedTraining("asked to stop")
+
+    with pytest.raises(Stopped):
+        run_stoppable(train)
+
+    assert 3 <= steps[-1] < 199
+    assert steps == list(range(len(steps))), "no step was cut"
+
+
+def test_the_handler_of_sigterm_stays_in_place(handler: None) -> None:
+    """Prefect acknowledges an order to stop only while its own handler is the one."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    assert run_stoppable(lambda should_stop: signal.getsignal(signal.SIGTERM)) is before
+
+
+def test_what_the_work_raises_goes_up_and_what_it_gives_comes_back() -> None:
+    def fail(should_stop: Callable[[], bool]) -> None:
+        raise ValueError("lost its way")
+
+    with pytest.raises(ValueError, match="lost its way"):
+        run_stoppable(fail)
+    assert run_stoppable(lambda should_stop: should_stop()) is False
+
+
+def test_the_work_sees_the_context_of_its_caller() -> None:
+    variable = ContextVar("variable", default="none")
+    variable.set("set")
+
+    assert run_stoppable(lambda should_stop: variable.get()) == "set"
+
+
+def test_outside_the_main_thread_the_work_runs_where_it_is() -> None:
+    found: list[threading.Thread] = []
+    thread = threading.Thread(target=lambda: found.append(run_stoppable(lambda _: threading.current_thread())))
+    thread.start()
+    thread.join()
+
+    assert found == [thread]
