@@ -22,7 +22,7 @@ def adapt_task(project: ProjectRef, target_task: str, language: str, seed: int) 
     workspace = open_workspace(project)
     step = workspace.plan.step(task_subject(target_task, language, seed))
     target = workspace.project.target_tasks[target_task]
-    data = {**target.supervised, **target.sources}[language]
+    data = target.labelled(language)
     for need in step.product.needs:
         workspace.made(need)
     with workspace.claim(step.product.key, step.product.subject) as existing:

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -73,18 +75,31 @@ class Base:
         Raises:
             BaseModelError: it cannot be loaded, or lacks weights of the encoder.
         """
-        names = dict(enumerate(labels))
+        return self._with_new_head(AutoModelForTokenClassification, seed=seed, **_label_options(labels))
+
+    def sequence_classifier(self, labels: Sequence[str], *, seed: int) -> PreTrainedModel:
+        """Load a fresh float32 model with a new sequence-classification head, initialised from the seed.
+
+        Raises:
+            BaseModelError: it cannot be loaded, or lacks weights of the encoder.
+        """
+        return self._with_new_head(AutoModelForSequenceClassification, seed=seed, **_label_options(labels))
+
+    def question_answerer(self, *, seed: int) -> PreTrainedModel:
+        """Load a fresh float32 model with a new head that points at answers, initialised from the seed.
+
+        Raises:
+            BaseModelError: it cannot be loaded, or lacks weights of the encoder.
+        """
+        return self._with_new_head(AutoModelForQuestionAnswering, seed=seed)
+
+    def _with_new_head(self, auto_class: Any, *, seed: int, **options: Any) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model, missing = _from_pretrained(
-                AutoModelForTokenClassification,
-                self.id,
-                self.revision,
-                num_labels=len(labels),
-                id2label=names,
-                label2id={label: i for i, label in names.items()},
-            )
-        self._refuse_missing(model, {name for name in missing if name.startswith(f"{model.base_model_prefix}.")})
+            model, missing = _from_pretrained(auto_class, self.id, self.revision, **options)
+        prefix = f"{model.base_model_prefix}."
+        new = {f"{prefix}{name}" for name in pooler_parameters(model)}
+        self._refuse_missing(model, {name for name in missing if name.startswith(prefix)} - new)
         return model
 
     def _refuse_missing(self, model: PreTrainedModel, missing: set[str]) -> None:
@@ -148,9 +163,9 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
     """Say which parameters may be sparse, which are head and which are frozen.
 
     The encoder's may be sparse, less its layer norms and what `freeze` names; parameters outside the encoder are the
-    head; output embeddings stay frozen, as the authors of LT-SFT advise (Ansell et al. 2022, section 4). The bias
-    beside them is of the head: how frequent each sub-word is in a language has to go somewhere, and without it the
-    encoder takes it in.
+    head, and so is a pooler, which stands in the encoder of some sequence classifiers and in no masked LM; output
+    embeddings stay frozen, as the authors of LT-SFT advise (Ansell et al. 2022, section 4). The bias beside them is of
+    the head: how frequent each sub-word is in a language has to go somewhere, and without it the encoder takes it in.
 
     Args:
         model: encoder with a head; output embeddings must be untied (`Base.masked_lm` does it).
@@ -161,7 +176,8 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
     """
     encoder = model.base_model
     norms = {id(p) for module in encoder.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
-    inside = dict(encoder.named_parameters())
+    pooler = pooler_parameters(model)
+    inside = {name: p for name, p in encoder.named_parameters() if name not in pooler}
     patterns = tuple(freeze)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in inside):
@@ -185,6 +201,16 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
     trained = {id(p) for p in (*maskable.values(), *head.values())}
     frozen = tuple(n for n, p in model.named_parameters() if id(p) not in trained)
     return Roles(maskable=maskable, head=head, frozen=frozen)
+
+
+def pooler_parameters(model: PreTrainedModel) -> frozenset[str]:
+    """Name the parameters of a model's pooler, relative to the encoder; none where it has no pooler.
+
+    A pooler belongs to the head of a sequence classifier: a masked LM has none, so no diff can count from its values.
+    """
+    pooler = getattr(model.base_model, "pooler", None)
+    names = (name for name, _ in pooler.named_parameters()) if isinstance(pooler, nn.Module) else ()
+    return frozenset(f"pooler.{name}" for name in names)
 
 
 def fingerprint_parameters(parameters: Iterable[tuple[str, Tensor]]) -> str:
@@ -221,6 +247,11 @@ def _from_pretrained(
     if not isinstance(model, PreTrainedModel):
         raise BaseModelError(f"base {id!r} did not load as a Hugging Face model but as {type(model).__name__}")
     return cast(PreTrainedModel, model.float()), set(info["missing_keys"])
+
+
+def _label_options(labels: Sequence[str]) -> dict[str, Any]:
+    names = dict(enumerate(labels))
+    return {"num_labels": len(labels), "id2label": names, "label2id": {label: i for i, label in names.items()}}
 
 
 def _untie_output_embeddings(model: PreTrainedModel) -> None:

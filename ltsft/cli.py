@@ -253,11 +253,12 @@ def compose(
         from ltsft.base import load_base
         from ltsft.compose import export_composition
         from ltsft.files import load_sft
+        from ltsft.objectives.registry import model_of
 
         parts = [(load_sft(folder), weight) for folder, weight in map(_weighted, sfts)]
         loaded = load_base(*_id_and_revision(base))
-        labels = next((sft.labels for sft, _ in parts if sft.kind == "task"), ())
-        model = loaded.token_classifier(labels, seed=0) if labels else loaded.masked_lm()
+        task = next((sft for sft, _ in parts if sft.kind == "task"), None)
+        model = model_of(loaded, task) if task is not None else loaded.masked_lm()
         export_composition(model, loaded.tokenizer, parts, out, base=loaded.ref, rule=rule)
     console().print(f"wrote {out}", soft_wrap=True)
 

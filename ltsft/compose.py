@@ -117,7 +117,8 @@ def export_composition(
                 for sft, weight in parts
             ],
         }
-        (fresh / "README.md").write_text(_export_card(parts, base, rule), encoding="utf-8")
+        own_head = getattr(model.config, "ltsft_head", None)
+        (fresh / "README.md").write_text(_export_card(parts, base, rule, own_head), encoding="utf-8")
         (fresh / COMPOSITION_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         flush_folder(fresh)
         if is_used:
@@ -145,7 +146,13 @@ def _stored_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     return weights
 
 
-def _export_card(parts: Sequence[Part], base: BaseRef, rule: str) -> str:
+def _export_card(parts: Sequence[Part], base: BaseRef, rule: str, own_head: str | None) -> str:
+    loading = "load it with the Auto classes of transformers."
+    if own_head:
+        loading = (
+            f"its head is not one of transformers' ({own_head}): load it with\n"
+            "`ltsft.objectives.biaffine.load_parser`. The folder holds weights and settings alone, no code."
+        )
     added = [f"| {sft.kind} | `{sft.subject}` | {weight:g} | {sft.density:.4g} |" for sft, weight in parts]
     return "\n".join(
         [
@@ -157,7 +164,7 @@ def _export_card(parts: Sequence[Part], base: BaseRef, rule: str) -> str:
             f"# {named(base)} with {' + '.join(f'{sft.kind} SFT {sft.subject}' for sft, _ in parts) or 'no SFT'}",
             "",
             "A composition of sparse fine-tunings (Lottery-Ticket SFT, Ansell et al., ACL 2022) with their base, by",
-            f"the rule `{rule}`. Size and architecture are the base's; load it with the Auto classes of transformers.",
+            f"the rule `{rule}`. Size and architecture are the base's; {loading}",
             "",
             "| SFT | subject | weight | density |",
             "|---|---|---|---|",

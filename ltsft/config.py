@@ -13,77 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
+from ltsft.named_source import Frozen, Sources, as_list
+from ltsft.named_source import Source as Source  # it is part of what this module offers
 
-SCHEMES = ("text", "conllu")
 Precision = Literal["fp32", "bf16", "fp16"]
-
-
-class Frozen(BaseModel):
-    """Base of all config objects: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Source(Frozen):
-    """A named data source: ``scheme:location``, and optionally where a missing local file comes from.
-
-    In YAML either a string (``text:text/fo.txt.gz``, ``conllu:https://host/file.conllu``) or a mapping
-    ``{file: "text:text/fo.txt.gz", origin: "https://host/fo.txt.gz"}``.
-    """
-
-    scheme: str
-    location: str
-    origin: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _parse(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, str):
-            value = {"file": value}
-        if not isinstance(value, Mapping) or "file" not in value:
-            return value
-        unknown = set(value) - {"file", "origin"}
-        if unknown:
-            raise ValueError(f"unknown key {sorted(unknown)[0]!r}; allowed are file and origin")
-        scheme, separator, location = str(value["file"]).partition(":")
-        if not separator or scheme not in SCHEMES or not location:
-            allowed = ", ".join(f"{s}:" for s in SCHEMES)
-            raise ValueError(f"a source is scheme:location with one of the schemes {allowed}, got {value['file']!r}")
-        context = info.context or {}
-        root = context.get("data_root", "")
-        location = _join(root, location)
-        is_missing = "://" not in location and value.get("origin") is None and not Path(location).is_file()
-        if context.get("check_files") and is_missing:
-            raise ValueError(f"there is no file {location}; mend the path or set data_root (now {root})")
-        return {"scheme": scheme, "location": location, "origin": value.get("origin")}
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the location is a URL rather than a local path."""
-        return "://" in self.location
-
-    def __str__(self) -> str:
-        return f"{self.scheme}:{self.location}"
-
-
-def _join(root: str, location: str) -> str:
-    if "://" in location or location.startswith("/"):
-        return location
-    if "://" in root:
-        return f"{root.rstrip('/')}/{location}"
-    return str(Path(root, location).absolute())
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class BaseConfig(Frozen):
@@ -101,23 +39,65 @@ class Language(Frozen):
     script: str = Field(pattern=r"^[A-Z][a-z]{3}$", description="ISO 15924, such as Latn")
     text: Sources
 
+    @field_validator("text")
+    @classmethod
+    def _plain(cls, text: tuple[Source, ...]) -> tuple[Source, ...]:
+        for source in text:
+            if source.scheme != "text":
+                raise ValueError(f"raw text is of the scheme text:, got {source}")
+        return text
+
 
 class LabelledData(Frozen):
     """Labelled sentences of one language: what is trained on, and what chooses the best checkpoint."""
 
     train: Sources
-    dev: Annotated[tuple[Source, ...], BeforeValidator(_as_list)] = ()
+    dev: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = ()
+
+
+class Sampling(Frozen):
+    """How often each of several source languages is drawn for a batch: by size and temperature, or by fixed weights."""
+
+    temperature: float = Field(1.0, gt=0, description="shares are size ** (1 / temperature): 1 keeps the sizes")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="by source language, in place of sizes")
 
 
 class TargetTask(Frozen):
-    """A target task: its labels, the source languages it is learnt from and the test data of each language."""
+    """A target task: its labels, the source languages it is learnt from and the test data of each language.
+
+    What is allowed beyond this (which labels, which schemes, which columns) is for its objective to say.
+    """
 
     name: str
-    objective: Literal["pos"]
-    labels: tuple[str, ...] = Field(min_length=2)
+    objective: str
+    labels: tuple[str, ...] = ()
+    columns: dict[str, str] = Field({}, description="what the objective calls a column -> its name in the files")
+    relabel: dict[str, str] = Field({}, description="a label in the files -> what it is read as")
     sources: dict[str, LabelledData] = Field(min_length=1)
+    order: Literal["joint", "sequential"] = Field(
+        "joint", description="several source languages mixed, batch by batch, or one after the other"
+    )
+    sampling: Sampling = Sampling()
     test: dict[str, Sources]
-    supervised: dict[str, LabelledData] = {}
+    supervised: dict[str, LabelledData] = Field({})
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, objective: str) -> str:
+        from ltsft.objectives.registry import OBJECTIVES  # loads torch, which reading a source need not
+
+        if objective not in OBJECTIVES:
+            raise ValueError(f"there is no such objective; allowed are {', '.join(OBJECTIVES)}")
+        return objective
+
+    @model_validator(mode="after")
+    def _fits_objective(self) -> TargetTask:
+        from ltsft.objectives.registry import OBJECTIVES
+
+        problems = OBJECTIVES[self.objective].problems(self)
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     @field_validator("labels")
     @classmethod
@@ -126,17 +106,41 @@ class TargetTask(Frozen):
             raise ValueError("labels must be distinct")
         return labels
 
-    @field_validator("sources")
-    @classmethod
-    def _one_source(cls, sources: dict[str, LabelledData]) -> dict[str, LabelledData]:
-        if len(sources) != 1:
-            raise ValueError(f"one source language is supported, got {', '.join(sources)}")
-        return sources
+    @model_validator(mode="after")
+    def _weighs_its_sources(self) -> TargetTask:
+        if self.sampling.weights and set(self.sampling.weights) != set(self.sources):
+            raise ValueError(
+                f"sampling.weights: give one for each source language ({', '.join(self.sources)}), "
+                f"got {', '.join(self.sampling.weights)}"
+            )
+        if self.order == "sequential" and (len(self.sources) == 1 or self.sampling != Sampling()):
+            raise ValueError("order: sequential is for two source languages or more, and leaves nothing to sample")
+        return self
 
     @property
     def source_language(self) -> str:
-        """The language that the task SFT is learnt from."""
+        """The language that the task SFT is learnt from; the first of several."""
         return next(iter(self.sources))
+
+    @property
+    def source_name(self) -> str:
+        """What the source languages are called together: ``en``, ``en and de`` mixed, ``en then de`` in sequence."""
+        return (" then " if self.order == "sequential" else " and ").join(self.sources)
+
+    def labelled(self, language: str) -> Mapping[str, LabelledData]:
+        """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
+        return self.sources if language == self.source_name else {language: self.supervised[language]}
+
+    def all_sources(self) -> dict[str, Source]:
+        """Give every source by its path below the target task."""
+        found: dict[str, Source] = {}
+        for section, data in (("sources", self.sources), ("supervised", self.supervised)):
+            for code, labelled in data.items():
+                found |= {f"{section}.{code}.train[{i}]": source for i, source in enumerate(labelled.train)}
+                found |= {f"{section}.{code}.dev[{i}]": source for i, source in enumerate(labelled.dev)}
+        for code, sources in self.test.items():
+            found |= {f"test.{code}[{i}]": source for i, source in enumerate(sources)}
+        return found
 
 
 class Phase(Frozen):
@@ -221,10 +225,27 @@ class Project(Frozen):
     base: BaseConfig
     languages: dict[str, Language] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
-    target_tasks: dict[str, TargetTask] = {}
+    target_tasks: dict[str, TargetTask] = Field({})
     recipes: dict[str, Recipe]
     gates: Gates = Gates()
     store: Store
+
+    @model_validator(mode="after")
+    def _suits_several_sources(self) -> Project:
+        for name, target in self.target_tasks.items():
+            if len(target.sources) == 1 or name not in self.recipes:
+                continue
+            if target.order == "sequential" and self.recipes[name].iterations > 1:
+                raise ValueError(
+                    f"recipes.{name}.iterations: must be 1 with sequential source languages, for each is an iteration, "
+                    f"got {self.recipes[name].iterations}"
+                )
+            if self.recipes[name].full.l1:
+                raise ValueError(
+                    f"recipes.{name}.full.l1: must be 0 with several source languages: batches are run from several "
+                    f"places, got {self.recipes[name].full.l1}"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -241,20 +262,10 @@ class Project(Frozen):
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its dotted path in the project file."""
         found: dict[str, Source] = {}
-
-        def add(path: str, sources: Iterable[Source]) -> None:
-            for i, source in enumerate(sources):
-                found[f"{path}[{i}]"] = source
-
         for code, language in self.languages.items():
-            add(f"languages.{code}.text", language.text)
+            found |= {f"languages.{code}.text[{i}]": source for i, source in enumerate(language.text)}
         for name, target in self.target_tasks.items():
-            for section, data in (("sources", target.sources), ("supervised", target.supervised)):
-                for code, labelled in data.items():
-                    add(f"target_tasks.{name}.{section}.{code}.train", labelled.train)
-                    add(f"target_tasks.{name}.{section}.{code}.dev", labelled.dev)
-            for code, sources in target.test.items():
-                add(f"target_tasks.{name}.test.{code}", sources)
+            found |= {f"target_tasks.{name}.{path}": source for path, source in target.all_sources().items()}
         return found
 
 

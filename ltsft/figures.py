@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from rich.cells import cell_len
 
 from ltsft.errors import ConfigError
-from ltsft.matrix import COLUMNS, Cell, Matrix, MatrixLanguage, has_supervised, percent, points, role, title_of
+from ltsft.matrix import COLUMNS, Cell, Matrix, MatrixLanguage, percent, points, role, shown_columns, title_of
 
 INK, FAINT, PAPER, MISSING = "#1b1f24", "#57606a", "#ffffff", "#eef0f2"
 BAR, LINE = "#3b5b92", "#b35806"
@@ -130,7 +130,7 @@ def matrix_figure(matrix: Matrix) -> Figure:
     tasks = matrix.target_tasks
     languages = _figure_rows(matrix)
     means = max((len(matrix.means(task)) for task in tasks), default=0)
-    blocks = [[c for c in COLUMNS if c != "supervised" or has_supervised(matrix, task)] for task in tasks]
+    blocks = [shown_columns(matrix, task) for task in tasks]
     width = 0.1 + sum(len(block) + 0.4 for block in blocks)
     height = len(languages) + (means + 0.4 if means else 0)
     label_width = 0.5 + 0.075 * max((len(_row_label(matrix, language)) for language in languages), default=10)
@@ -154,7 +154,10 @@ def matrix_figure(matrix: Matrix) -> Figure:
     for i, name in enumerate(names):
         middle = len(languages) + 0.9 + i
         axes.text(-0.05, middle, name, ha="right", va="center", fontsize=8.5, color=INK, weight="bold")
-    reading = "accuracy in %, higher is better; gain in points: orange is a win over the task SFT alone, purple a loss"
+    metrics = ", ".join(dict.fromkeys(cell.metric for cell in matrix.cells)) or "scores"
+    reading = (
+        f"{metrics} in %, higher is better; gain in points: orange is a win over the task SFT alone, purple a loss"
+    )
     _headline(figure, inches, title_of(matrix), reading)
     for i, line in enumerate(wrapped):
         figure.text(0.15 / inches[0], (0.17 * (len(wrapped) - i)) / inches[1], line, fontsize=7.5, color=FAINT)

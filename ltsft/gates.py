@@ -107,8 +107,12 @@ class LabelledGate(BaseModel):
     min_sentences: Count = Field(
         default=10, description="fewer sentences than this make neither a training nor a score"
     )
+    max_malformed_share: Share = Field(
+        default=0.0,
+        description="share of rows that cannot be read (wrong columns, no tree); those within it are left out",
+    )
     max_undeclared_share: Share = Field(
-        default=0.0, description="share of words whose label is not declared: the head has no output for it"
+        default=0.0, description="share of labels that are not declared: the head has no output for them"
     )
     max_misaligned_share: Share = Field(
         default=0.0,
@@ -116,6 +120,17 @@ class LabelledGate(BaseModel):
     )
     max_empty_word_share: Share = Field(
         default=0.0, description="share of sentences with an empty word: it has no sub-word to carry its label"
+    )
+    max_empty_text_share: Share = Field(
+        default=0.0, description="share of rows with an empty text, premise, hypothesis or question: nothing to judge"
+    )
+    max_bio_break_share: Share = Field(
+        default=0.005,
+        description="share of sentences where an I- continues nothing: a few slips are usual, more is another scheme",
+    )
+    max_answer_mismatch_share: Share = Field(
+        default=0.0,
+        description="share of questions with an answer that is not where it is said to be: the offsets slipped",
     )
     long_sentence_words: Annotated[int, Field(ge=1)] = Field(
         default=250, description="a sentence with more words counts as long"

@@ -9,14 +9,18 @@ from typing import NamedTuple
 from ltsft.gates import LabelledGate
 from ltsft.measures import Examples, Measures, share_of, text_hash
 
-__all__ = ["LABELLED_TITLES", "Sentence", "measure_labelled"]
+__all__ = ["LABELLED_TITLES", "WORD_MEASURES", "Malformed", "Sentence", "measure_labelled"]
 
 # What each measure is called in messages.
 LABELLED_TITLES = {
     "sentences": "number of sentences",
-    "undeclared_share": "share of words whose label is not declared",
+    "malformed_share": "share of rows that cannot be read",
+    "undeclared_share": "share of labels that are not declared",
     "misaligned_share": "share of sentences with more or fewer labels than words",
     "empty_word_share": "share of sentences with an empty word or none at all",
+    "empty_text_share": "share of rows with an empty text",
+    "bio_break_share": "share of sentences that break BIO",
+    "answer_mismatch_share": "share of questions with an answer that is not where it is said to be",
     "long_sentence_share": "share of sentences over {gate.long_sentence_words} words",
     "label_share": "share of the most frequent label",
     "labels_present": "share of declared labels that occur",
@@ -26,17 +30,40 @@ LABELLED_TITLES = {
 }
 
 
+# Measures that apply where each word has a label.
+WORD_MEASURES = frozenset({"misaligned_share", "empty_word_share", "long_sentence_share", "label_agreement"})
+# Measures that an objective asks for: see `TargetObjective.measures`.
+OPTIONAL = WORD_MEASURES | {"empty_text_share", "bio_break_share", "answer_mismatch_share"}
+
+
 class Sentence(NamedTuple):
-    """A labelled sentence and where it begins."""
+    """A labelled sentence (or pair, or question) and where it begins.
+
+    `problems` has, by the name of a measure, what of it is wrong in this sentence.
+    """
 
     source: str
     number: int
     words: Sequence[str]
     labels: Sequence[str]
+    problems: Mapping[str, str] = {}
+
+
+class Malformed(NamedTuple):
+    """A row that could not be read: where it is, and why."""
+
+    source: str
+    number: int
+    reason: str
 
 
 def measure_labelled(
-    splits: Mapping[str, Iterable[Sentence]], gate: LabelledGate, *, labels: Sequence[str]
+    splits: Mapping[str, Iterable[Sentence | Malformed]],
+    gate: LabelledGate,
+    *,
+    labels: Sequence[str],
+    measures: frozenset[str] = WORD_MEASURES,
+    background: str = "",
 ) -> dict[str, Measures]:
     """Measure the splits of labelled data, in the order given.
 
@@ -44,9 +71,11 @@ def measure_labelled(
     counted in splits whose name ends in ``train`` alone: a small test set may well lack some.
 
     Args:
-        splits: name -> sentences; each is read once and kept as hashes.
+        splits: name -> sentences, and rows that could not be read; each is read once and kept as hashes.
         gate: sets what counts as a long sentence and which sentences are long enough to be looked at for duplicates.
         labels: the declared labels.
+        measures: which of the measures that not every objective has apply.
+        background: a label that does not count as the most frequent one, such as ``O``; none if empty.
 
     Returns:
         Name of the split -> its measures.
@@ -54,38 +83,68 @@ def measure_labelled(
     earlier: dict[int, str] = {}
     measured = {}
     for name, sentences in splits.items():
-        tally = _LabelledTally(gate, labels, earlier)
+        tally = _LabelledTally(gate, labels, earlier, measures, background)
         for sentence in sentences:
             tally.add(sentence)
-        measured[name] = Measures(tally.values(is_train=name.endswith("train")), tally.examples.shown())
+        values = tally.values(is_train=name.endswith("train"))
+        applying = {m: None if m in OPTIONAL - measures else value for m, value in values.items()}
+        measured[name] = Measures(applying, tally.examples.shown())
         earlier |= dict.fromkeys(tally.seen, name)
     return measured
+
+
+_OF_SENTENCES = (
+    "misaligned_share",
+    "empty_word_share",
+    "empty_text_share",
+    "bio_break_share",
+    "answer_mismatch_share",
+    "long_sentence_share",
+)
 
 
 class _LabelledTally:
     """What one pass over a split adds up."""
 
-    def __init__(self, gate: LabelledGate, labels: Sequence[str], earlier: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        gate: LabelledGate,
+        labels: Sequence[str],
+        earlier: Mapping[int, str],
+        measures: frozenset[str],
+        background: str,
+    ) -> None:
         self.examples = Examples()
         self.seen: set[int] = set()
         self._gate = gate
         self._declared = frozenset(labels)
         self._earlier = earlier
+        self._measures = measures
+        self._background = background
         self._labels: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._word_labels: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
-    def add(self, sentence: Sentence) -> None:
+    def add(self, sentence: Sentence | Malformed) -> None:
+        if isinstance(sentence, Malformed):
+            self._counts["malformed"] += 1
+            self.examples.add("malformed_share", *sentence)
+            return
         words, labels = sentence.words, sentence.labels
         self._counts["sentences"] += 1
         self._counts["words"] += len(words)
         self._labels.update(labels)
         self._flag(sentence, "undeclared_share", sum(label not in self._declared for label in labels))
-        self._flag(sentence, "misaligned_share", len(words) != len(labels))
-        self._flag(sentence, "empty_word_share", not words or any(not word.strip() for word in words))
         self._flag(sentence, "long_sentence_share", len(words) > self._gate.long_sentence_words)
-        for word, label in zip(words, labels, strict=False):
-            self._word_labels[word][label] += 1
+        if "misaligned_share" in self._measures:
+            self._flag(sentence, "misaligned_share", len(words) != len(labels))
+            self._flag(sentence, "empty_word_share", not words or any(not word.strip() for word in words))
+        if "label_agreement" in self._measures:
+            for word, label in zip(words, labels, strict=False):
+                self._word_labels[word][label] += 1
+        for measure, problem in sentence.problems.items():
+            self._counts[measure] += 1
+            self.examples.add(measure, sentence.source, sentence.number, problem)
         if len(words) >= self._gate.duplicate_words:
             key = text_hash("\n".join(words).casefold())
             self._counts["compared"] += 1
@@ -107,17 +166,18 @@ class _LabelledTally:
     def values(self, *, is_train: bool) -> dict[str, float | None]:
         counts = self._counts
         labels = sum(self._labels.values())
+        counted = {label: count for label, count in self._labels.items() if label != self._background}
+        read = counts["sentences"] + counts["malformed"]
         present = sum(self._labels[label] >= self._gate.label_occurrences for label in self._declared)
         values: dict[str, float | None] = {
             "sentences": counts["sentences"],
             "words": counts["words"],
+            "malformed_share": share_of(counts["malformed"], read),
             "undeclared_share": share_of(counts["undeclared_share"], labels),
-            "misaligned_share": share_of(counts["misaligned_share"], counts["sentences"]),
-            "empty_word_share": share_of(counts["empty_word_share"], counts["sentences"]),
-            "long_sentence_share": share_of(counts["long_sentence_share"], counts["sentences"]),
+            **{name: share_of(counts[name], counts["sentences"]) for name in _OF_SENTENCES},
             "sentence_words_mean": share_of(counts["words"], counts["sentences"]),
-            "label_share": max(self._labels.values()) / labels if labels else None,
-            "labels_present": present / len(self._declared) if is_train else None,
+            "label_share": share_of(max(counted.values(), default=0), sum(counted.values())),
+            "labels_present": share_of(present, len(self._declared)) if is_train else None,
             "label_agreement": self._agreement(),
             "duplicate_share": share_of(counts["duplicate_share"], counts["compared"]),
             "split_overlap": share_of(counts["split_overlap"], counts["compared"]) if self._earlier else None,

@@ -121,6 +121,30 @@ def hash_bytes(location: str) -> str:
     return _hash_local(location, status.st_size, status.st_mtime_ns)
 
 
+def hub_fingerprint(location: str) -> str:
+    """Hash what an ``hf:`` location names.
+
+    Args:
+        location: ``OWNER/NAME?split=...&revision=COMMIT``, or ``/FOLDER?split=...``.
+
+    Returns:
+        SHA-256 as 64 hexadecimal digits: of the name with its commit, or of all files of the folder.
+
+    Raises:
+        SourceError: if the folder cannot be read.
+    """
+    path, _, query = location.partition("?")
+    digest = hashlib.sha256(query.encode() if path.startswith("/") else location.encode())
+    if path.startswith("/"):
+        root = Path(path)
+        files = sorted(file for file in root.rglob("*") if file.is_file() and ".cache" not in file.parts)
+        if not files:
+            raise SourceError(f"there are no files in {path}; mend the path or set data_root")
+        for file in files:
+            digest.update(f"{file.relative_to(root).as_posix()}\0{hash_bytes(str(file))}\0".encode())
+    return digest.hexdigest()
+
+
 def fetch_origin(origin: str, path: str) -> None:
     """Fetch a file once; do nothing if it is there.
 

@@ -13,6 +13,7 @@ from torch.autograd.function import FunctionCtx
 from ltsft.errors import TrainingError
 from ltsft.objectives import Objective
 from ltsft.optim import SupportModule
+from ltsft.several import SeveralSources
 
 if TYPE_CHECKING:
     from ltsft.phase import Phase
@@ -48,6 +49,7 @@ class LossModule(nn.Module):
         self._loss: nn.Module = loss if self.sparse is None else self.sparse
         self.trained = {**self.maskable, **phase.head}
         self.tokens = 0
+        self._several = phase.objective if isinstance(phase.objective, SeveralSources) else None
         self._l1 = phase.settings.l1
         self._weights = sum(p.numel() for p in phase.maskable.values())
         self._pull_to = phase.pull_to
@@ -56,6 +58,8 @@ class LossModule(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the loss of a batch, with the L1 pull, as Trainer wants it."""
+        if self._several is not None:
+            self._several.put_in(batch)
         loss = self._loss(batch)
         if self._l1:
             loss = loss + self._l1 * self.l1_distance() / self._weights

@@ -1,7 +1,7 @@
 """The matrix: the score of each (language, target task), beside what it is compared with; as text and as Markdown.
 
-Scores are accuracies in [0, 1]; every page and table shows them in %, and higher is better. A *gap* is a cell without a
-score, and its reason is shown in its place.
+Scores are shares in [0, 1] (accuracy, LAS, F1: each target task has its own); every page and table shows them in %, and
+higher is better. A *gap* is a cell without a score, and its reason is shown in its place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEGEND = {
     "task SFT alone": "base + task SFT",
     "composed": "base + language SFT of the language + task SFT",
     "gain": "composed less task SFT alone, in points",
-    "majority class": "every word gets one label, the most frequent one",
+    "majority class": "every answer is the most frequent label; where that has no meaning, nothing",
     "supervised": "trained on labelled data of the language itself; what labels would buy",
 }
 
@@ -37,17 +37,20 @@ class Cell:
     Args:
         language: code of the language it is scored on.
         target_task: such as ``pos``.
-        score: accuracy of the composition in [0, 1], the mean over seeds; None is a gap.
+        score: score of the composition in [0, 1], the mean over seeds; None is a gap.
         std: standard deviation of `score` over seeds.
-        task_only: accuracy of the task SFT without a language SFT.
+        task_only: score of the task SFT without a language SFT.
         task_only_std: its standard deviation over seeds.
-        majority: accuracy of always answering the most frequent label.
-        supervised: accuracy with labelled data of the language itself.
-        test_size: number of scored words.
+        majority: score of always answering the most frequent label; None where that has no meaning.
+        supervised: score with labelled data of the language itself.
+        test_size: number of what was scored, in `unit`.
         seeds: number of seeds of the task SFT.
         reason: why there is a gap.
         is_source: whether the task SFT was learnt from this language.
         interference: measures between the language SFT and the task SFT, by name.
+        metric: what the score is.
+        unit: what was scored, in the plural.
+        beside: other scores of the composition, by their titles.
     """
 
     language: str
@@ -63,6 +66,9 @@ class Cell:
     reason: str = ""
     is_source: bool = False
     interference: Mapping[str, float] = field(default_factory=dict)
+    metric: str = "accuracy"
+    unit: str = "words"
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gain(self) -> float | None:
@@ -210,9 +216,11 @@ def title_of(matrix: Matrix) -> str:
     return f"{matrix.title} (artificial languages)" if matrix.artificial else matrix.title
 
 
-def has_supervised(matrix: Matrix, target_task: str) -> bool:
-    """Say whether some cell of this target task has a supervised score to show."""
-    return any(cell.supervised is not None for _, cell in matrix.rows(target_task))
+def shown_columns(matrix: Matrix, target_task: str) -> list[str]:
+    """Name the columns of `COLUMNS` that a target task has: majority and supervised where some cell has them."""
+    rows = matrix.rows(target_task)
+    always = {"task_only", "score", "gain"}
+    return [c for c in COLUMNS if c in always or any(getattr(cell, c) is not None for _, cell in rows)]
 
 
 def summary(matrix: Matrix, target_task: str) -> list[str]:
@@ -238,23 +246,35 @@ def table(matrix: Matrix, target_task: str) -> tuple[list[str], list[list[str]]]
 
     A gap has its reason in the column ``composed``; `matrix_text` and `matrix_markdown` lay this out.
     """
-    supervised = has_supervised(matrix, target_task)
-    header = ["language", "code", "base", "words", *COLUMNS.values()]
+    shown, more = shown_columns(matrix, target_task), titles_beside(matrix, target_task)
+    header = ["language", "code", "base", unit(matrix, target_task), *(COLUMNS[column] for column in shown), *more]
     rows = []
     for language, cell in matrix.rows(target_task):
-        words = "–" if cell.test_size is None else f"{cell.test_size:,}"
-        composed = f"no score: {cell.reason or 'not scored yet'}" if cell.is_gap else percent(cell.score, cell.std)
-        names = [language.name, language.code, role(language, cell), words]
-        scores = [percent(cell.task_only, cell.task_only_std), composed, points(cell.gain), percent(cell.majority)]
-        rows.append([*names, *scores, percent(cell.supervised)])
+        size = "–" if cell.test_size is None else f"{cell.test_size:,}"
+        values = {
+            "task_only": percent(cell.task_only, cell.task_only_std),
+            "score": f"no score: {cell.reason or 'not scored yet'}" if cell.is_gap else percent(cell.score, cell.std),
+            "gain": points(cell.gain),
+            "majority": percent(cell.majority),
+            "supervised": percent(cell.supervised),
+        }
+        names = [language.name, language.code, role(language, cell), size]
+        rows.append([*names, *(values[c] for c in shown), *(percent(cell.beside.get(title)) for title in more)])
     for name, mean in matrix.means(target_task):
         count = f"{mean.count}" if mean.count == mean.total else f"{mean.count} of {mean.total}"
-        label = f"{name} ({count})"
-        values = [percent(mean.task_only), percent(mean.score), points(mean.gain), percent(mean.majority)]
-        rows.append([label, "", "", "", *values, percent(mean.supervised)])
-    if not supervised:
-        header, rows = header[:-1], [row[:-1] for row in rows]
+        averages = [points(mean.gain) if c == "gain" else percent(getattr(mean, c)) for c in shown]
+        rows.append([f"{name} ({count})", "", "", "", *averages, *("" for _ in more)])
     return header, rows
+
+
+def titles_beside(matrix: Matrix, target_task: str) -> list[str]:
+    """Name the other scores that some cell of this target task has."""
+    return list(dict.fromkeys(title for _, cell in matrix.rows(target_task) for title in cell.beside))
+
+
+def unit(matrix: Matrix, target_task: str) -> str:
+    """Say what is counted in a target task: words, questions."""
+    return matrix.rows(target_task)[0][1].unit
 
 
 def matrix_text(matrix: Matrix) -> str:
@@ -311,9 +331,10 @@ def matrix_markdown(matrix: Matrix) -> str:
 
 def caption(matrix: Matrix, target_task: str) -> str:
     """Say the unit, the direction and what ± means."""
+    metric = matrix.rows(target_task)[0][1].metric
     seeds = max((cell.seeds or 1 for _, cell in matrix.rows(target_task)), default=1)
     spread = f" ± is the standard deviation over {seeds} seeds of the task SFT." if seeds > 1 else ""
-    return f"accuracy in %, higher is better; gain in points.{spread}"
+    return f"{metric} in %, higher is better; gain in points.{spread}"
 
 
 def _average(values: Sequence[float | None]) -> float | None:

@@ -16,7 +16,7 @@ from ltsft.errors import ConfigError
 
 __all__ = ["Outcomes", "PairedDifference", "paired_bootstrap"]
 
-Outcomes = npt.NDArray[np.int64]
+Outcomes = npt.NDArray[np.float64]
 """For each sentence of a test set (correct, counted), shape (sentences, 2)."""
 
 _DRAWN_AT_ONCE = 8_000_000  # counts in memory, 64 MB
@@ -63,7 +63,7 @@ def paired_bootstrap(
     Raises:
         ConfigError: the two are not outcomes of the same sentences, or there are none.
     """
-    a, b = np.asarray(candidate, dtype=np.int64), np.asarray(champion, dtype=np.int64)
+    a, b = np.asarray(candidate, dtype=np.float64), np.asarray(champion, dtype=np.int64)
     if a.ndim != 2 or a.shape != b.shape or a.shape[1] != 2 or not len(a):
         raise ConfigError(
             f"a paired comparison takes (correct, counted) of the same sentences, got shapes {a.shape} and {b.shape}"

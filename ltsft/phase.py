@@ -34,6 +34,7 @@ from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
 from ltsft.processes import is_first_process, of_first_process, wait_for_all
+from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 WHOLE = "whole.json"
@@ -179,6 +180,9 @@ def _optimizer(phase: Phase, module: LossModule) -> torch.optim.Optimizer:
     )
     if module.sparse is not None:
         module.sparse.follow(optimizer)
+    if isinstance(phase.objective, SeveralSources):
+        several = phase.objective
+        optimizer.register_step_pre_hook(lambda *_: several.take_out())
     return optimizer
 
 
@@ -193,11 +197,16 @@ class _Stream(Dataset[tuple[int, Any]]):
         self._lengths = phase.objective.lengths(examples)
         self._epoch = -1
         self._order = torch.empty(0)
+        self._whole: Tensor | None = None
+        if isinstance(examples, Mixture):
+            self._whole = examples.order(-(-total // self._batch), self._batch, seed=phase.seed)
 
     def __len__(self) -> int:
         return self._total
 
     def __getitem__(self, position: int) -> tuple[int, Any]:
+        if self._whole is not None:
+            return position, self._examples[int(self._whole[position])]
         epoch, place = divmod(position, len(self._examples))
         if epoch != self._epoch:
             self._order, self._epoch = self._shuffle(epoch), epoch
@@ -249,6 +258,8 @@ class _Watch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        if isinstance(self._phase.objective, SeveralSources):
+            self._phase.objective.take_out()  # a step that loss scaling skipped has not done it
         if state.global_step in self._evaluate_at:
             self._evaluate(state.global_step)
         if state.global_step < self._steps:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft import scoring, train
-from ltsft.config import LabelledData, Project, Source
+from ltsft.config import LabelledData, Project, Source, TargetTask
 from ltsft.errors import ConfigError
 
 __all__ = [
@@ -72,7 +72,7 @@ class Product:
         key: the hash of `parts`.
         parts: everything that determines it.
         needs: subjects of the products that it is made from.
-        language: of a language SFT or a cell; the source language of a task SFT.
+        language: of a language SFT or a cell; the source language of a task SFT, or several as ``en and de``.
         target_task: of a task SFT or a cell.
         seed: of an SFT.
         is_supervised: whether a task SFT learns from the labelled data of a target language, for comparison.
@@ -219,28 +219,30 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
     for name, target in project.target_tasks.items():
         task_recipe = project.recipes[name]
 
-        def add_task(data: LabelledData, language: str, seed: int, *, is_supervised: bool) -> str:
+        def add_task(data: Mapping[str, LabelledData], language: str, seed: int, *, is_supervised: bool) -> str:
             subject = task_subject(name, language, seed)  # noqa: B023 - called in the same turn of the loop
             parts = {
                 "procedure": train.VERSION,
                 "target_task": name,  # noqa: B023
                 "objective": target.objective,  # noqa: B023
                 "labels": list(target.labels),  # noqa: B023
+                **_reading(target),  # noqa: B023
                 "source_language": language,
                 "base": encoder,
-                "train": prints.of(data.train),
-                "dev": prints.of(data.dev),
+                "train": _of_languages({code: prints.of(labelled.train) for code, labelled in data.items()}),
+                "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
+                **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
                 "recipe": task_recipe.of_seed(seed),  # noqa: B023
             }
             facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
             if subject not in found:
-                add("task", subject, parts, [language_subject(language)], **facts)
+                add("task", subject, parts, map(language_subject, data), **facts)
             return subject
 
-        source = target.source_language
-        sources = [add_task(target.sources[source], source, s, is_supervised=False) for s in task_recipe.seeds]
+        source = target.source_name
+        sources = [add_task(target.sources, source, s, is_supervised=False) for s in task_recipe.seeds]
         supervised = {
-            code: add_task(data, code, task_recipe.seeds[0], is_supervised=True)
+            code: add_task({code: data}, code, task_recipe.seeds[0], is_supervised=True)
             for code, data in target.supervised.items()
         }
         for code, test in target.test.items():
@@ -251,10 +253,27 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "target_task": name,
                 "base": {**encoder, "head": prints.head},
                 "test": prints.of(test),
+                **_reading(target),
                 "rule": "sum",
             }
             add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
     return list(found.values())
+
+
+def _of_languages(prints: Mapping[str, list[str]]) -> Any:
+    """Give the fingerprints of the only language, or those of several by language, in their order."""
+    return next(iter(prints.values())) if len(prints) == 1 else [[code, found] for code, found in prints.items()]
+
+
+def _mixing(target: TargetTask) -> dict[str, Any]:
+    """Give how several source languages are put together."""
+    return {"order": target.order, "sampling": target.sampling.model_dump(mode="json")}
+
+
+def _reading(target: TargetTask) -> dict[str, Any]:
+    """Give how the files of a target task are read, where it says anything about it."""
+    said = {"columns": dict(target.columns), "relabel": dict(target.relabel)}
+    return {name: value for name, value in said.items() if value}
 
 
 def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, ...]:
@@ -271,7 +290,10 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         "dev": "dev data changed",
         "test": "test data changed",
         "labels": "label set changed",
+        "columns": "columns of the data changed",
+        "relabel": "names of labels changed",
         "objective": "objective changed",
+        "sampling": "sampling of source languages changed",
         "rule": "composition rule changed",
     }
     reasons += [text for part, text in words.items() if before.get(part) != now.get(part)]

@@ -32,14 +32,16 @@ from ltsft.matrix import (
     MatrixLanguage,
     Mean,
     caption,
-    has_supervised,
     matrix_markdown,
     matrix_text,
     percent,
     points,
     role,
+    shown_columns,
     summary,
     title_of,
+    titles_beside,
+    unit,
 )
 
 __all__ = [
@@ -161,14 +163,16 @@ def html_page(matrix: Matrix, *, plots: Sequence[Plot] = (), notes: Sequence[Not
 
 
 def _target_task(matrix: Matrix, target_task: str) -> str:
-    columns = [c for c in COLUMNS if c != "supervised" or has_supervised(matrix, target_task)]
+    shown = shown_columns(matrix, target_task)
     anchor = f"target-{matrix.target_tasks.index(target_task)}"
     said_once = caption(matrix, target_task)
     said = "".join(f'<p class="result">{escape(line)}</p>' for line in summary(matrix, target_task))
-    head = "".join(f'<th scope="col" class="number">{escape(COLUMNS[column])}</th>' for column in columns)
+    more = titles_beside(matrix, target_task)
+    titles = [*(COLUMNS[column] for column in shown), *more]
+    head = "".join(f'<th scope="col" class="number">{escape(title)}</th>' for title in titles)
     gaps = [language for language, cell in matrix.rows(target_task) if cell.is_gap]
     rows = "".join(
-        _row(matrix, language, cell, columns, gap=gaps.index(language) + 1 if cell.is_gap else None)
+        _row(matrix, language, cell, shown, more, gap=gaps.index(language) + 1 if cell.is_gap else None)
         for language, cell in matrix.rows(target_task)
     )
     reasons = "".join(
@@ -176,13 +180,13 @@ def _target_task(matrix: Matrix, target_task: str) -> str:
         for language, cell in matrix.rows(target_task)
         if cell.is_gap
     )
-    means = "".join(_mean_row(matrix, name, mean, columns) for name, mean in matrix.means(target_task))
+    means = "".join(_mean_row(matrix, name, mean, shown) for name, mean in matrix.means(target_task))
     return (
         f'<h2 id="{anchor}">{escape(target_task)}</h2>{said}'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Scores of {escape(target_task)}"><table>'
         f"<caption>{escape(said_once[0].upper() + said_once[1:])}</caption>"
-        f'<thead><tr><th scope="col">language</th><th scope="col">base</th><th scope="col" class="number">words</th>'
-        f"{head}</tr></thead><tbody>{rows}</tbody>"
+        f'<thead><tr><th scope="col">language</th><th scope="col">base</th><th scope="col" class="number">'
+        f"{escape(unit(matrix, target_task))}</th>{head}</tr></thead><tbody>{rows}</tbody>"
         + (f'<tbody class="means">{means}</tbody>' if means else "")
         + "</table></div>"
         + (f'<ol class="gaps" aria-label="Why there is no score">{reasons}</ol>' if reasons else "")
@@ -190,7 +194,15 @@ def _target_task(matrix: Matrix, target_task: str) -> str:
     )
 
 
-def _row(matrix: Matrix, language: MatrixLanguage, cell: Cell, columns: Sequence[str], *, gap: int | None) -> str:
+def _row(
+    matrix: Matrix,
+    language: MatrixLanguage,
+    cell: Cell,
+    columns: Sequence[str],
+    more: Sequence[str],
+    *,
+    gap: int | None,
+) -> str:
     code = "" if language.code == language.name else f' <span class="faint">{escape(language.code)}</span>'
     words = "–" if cell.test_size is None else f"{cell.test_size:,}"
     html = f'<tr><th scope="row">{escape(language.name)}{code}</th><td class="text">{role(language, cell)}</td>'
@@ -201,6 +213,7 @@ def _row(matrix: Matrix, language: MatrixLanguage, cell: Cell, columns: Sequence
             html += f'<td class="gap" colspan="2"><span>no score ({gap})</span></td>'
         elif gap is None or column != "gain":
             html += _value(matrix, column, getattr(cell, column), std=stds.get(column))
+    html += "".join(f"<td>{percent(cell.beside.get(title))}</td>" for title in more)
     return f"{html}</tr>\n"
 
 
@@ -261,7 +274,8 @@ def _plot(plot: Plot) -> str:
 
 
 def _legend(matrix: Matrix) -> str:
-    shown = [c for c in COLUMNS if c != "supervised" or any(has_supervised(matrix, t) for t in matrix.target_tasks)]
+    used = {column for task in matrix.target_tasks for column in shown_columns(matrix, task)}
+    shown = [column for column in COLUMNS if column in used]
     terms = "".join(f"<dt>{escape(COLUMNS[c])}</dt><dd>{escape(LEGEND[COLUMNS[c]])}</dd>" for c in shown)
     base = "seen or unseen: whether the base was pre-trained on the language; source: the task SFT was learnt from it"
     means = "over the languages that have both scores, without the source language"

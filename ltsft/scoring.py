@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -16,14 +15,13 @@ from ltsft.base import Base
 from ltsft.compose import Part, Resident
 from ltsft.config import Precision
 from ltsft.interference import interference
-from ltsft.objectives import Evaluation
+from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
-from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
 from ltsft.paired import Outcomes
 from ltsft.phase import autocast
 from ltsft.sft import SFT
 
-VERSION = 1
+VERSION = 2
 """Version of the scoring, part of the key of every cell."""
 
 
@@ -32,16 +30,16 @@ class CellData:
     """What a cell is scored on.
 
     Attributes:
-        test: pieces of the language's test sentences.
-        source_dev: pieces of dev sentences of the source language.
+        test: examples of the language's test sentences.
+        source_dev: examples of dev sentences of the source language.
         text: held-out sequences of the language's raw text.
-        majority: the most frequent label of the source language's training data.
+        majority: the most frequent answer of the source languages' training data; None if it has no meaning.
     """
 
-    test: Sequence[TaggedPiece]
-    source_dev: Sequence[TaggedPiece]
+    test: Sequence[Any]
+    source_dev: Sequence[Any]
     text: Sequence[Any]
-    majority: str
+    majority: str | None
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,9 @@ class CellScore:
     """What a cell scores.
 
     Attributes:
-        metrics: names as in MLflow, accuracies in [0, 1], losses in nats.
-        outcomes: by seed of the task SFT, (correct, counted) of each test sentence, shape (sentences, 2), int64: what a
-            paired comparison of two compositions needs.
+        metrics: names as in MLflow, scores in [0, 1], losses in nats.
+        outcomes: by seed of the task SFT, (numerator, denominator) of each test sentence, (sentences, 2), float64:
+            what a paired comparison of two compositions needs.
     """
 
     metrics: Mapping[str, float]
@@ -70,7 +68,7 @@ class Scorer:
     """
 
     def __init__(
-        self, base: Base, objective: TokenClassification, masked_lm: MaskedLM, *, precision: Precision, device: str
+        self, base: Base, objective: TargetObjective, masked_lm: MaskedLM, *, precision: Precision, device: str
     ) -> None:
         self._base = base
         self._objective = objective
@@ -114,11 +112,15 @@ class Scorer:
             "score_std": _std(scores),
             "score_task_only": fmean(e.score for e in alone),
             "score_task_only_std": _std([e.score for e in alone]),
-            "score_majority": self._majority(data),
-            "test_sentences": float(len({piece.sentence for piece in data.test})),
-            "test_words": float(sum(piece.words for piece in data.test)),
+            "test_sentences": float(len({example.sentence for example in data.test})),
+            "test_size": composed_scores[0].metrics["size"],
             "seeds": float(len(tasks)),
         }
+        if data.majority is not None:
+            metrics["score_majority"] = self._objective.majority_score(data.majority, data.test)
+        for name in sorted(composed_scores[0].metrics.keys() - {"size", "words"}):
+            metrics[f"test.{name}"] = fmean(e.metrics[name] for e in composed_scores)
+            metrics[f"test_task_only.{name}"] = fmean(e.metrics[name] for e in alone)
         outcomes = {}
         for task, with_language, without in zip(tasks, composed_scores, alone, strict=True):
             seed = task.details["recipe"]["seed"]
@@ -131,7 +133,7 @@ class Scorer:
         metrics |= self._functional(data, language, tasks[0], source)
         return CellScore(metrics, outcomes)
 
-    def outcomes(self, test: Sequence[TaggedPiece], parts: Sequence[Part]) -> Outcomes:
+    def outcomes(self, test: Sequence[Any], parts: Sequence[Part]) -> Outcomes:
         """Give (correct, counted) of each test sentence under a composition, shape (sentences, 2)."""
         return as_outcomes(self._tag(test, parts))
 
@@ -157,10 +159,10 @@ class Scorer:
             metrics |= {"functional.source_score": before, "functional.source_score_change": after - before}
         return metrics
 
-    def _tag(self, pieces: Sequence[TaggedPiece], parts: Sequence[Part]) -> Evaluation:
+    def _tag(self, examples: Sequence[Any], parts: Sequence[Part]) -> Evaluation:
         model = self._tagger.switch(parts)
         with autocast(self._precision, self._device):
-            return self._objective.evaluate(model, pieces)
+            return self._objective.evaluate(model, examples)
 
     def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
         """Give the masked-LM loss; of the task SFTs only the diffs count, their heads have no place in this model."""
@@ -169,21 +171,10 @@ class Scorer:
         with autocast(self._precision, self._device):
             return self._masked_lm.evaluate(model, text).metrics["loss"]
 
-    def _majority(self, data: CellData) -> float:
-        number = self._objective.labels.index(data.majority)
-        right = sum(piece.labels.count(number) for piece in data.test)
-        return right / max(1, sum(piece.words for piece in data.test))
-
 
 def as_outcomes(evaluation: Evaluation) -> Outcomes:
-    """Give the outcomes of an evaluation as an array, shape (sentences, 2), int64."""
-    return np.asarray(evaluation.outcomes, dtype=np.int64).reshape(-1, 2)
-
-
-def most_frequent(labels: Sequence[Sequence[str]]) -> str:
-    """Give the most frequent label; of equally frequent ones the first in the alphabet."""
-    counts = Counter(label for sentence in labels for label in sentence)
-    return min(counts, key=lambda label: (-counts[label], label))
+    """Give the outcomes of an evaluation as an array, shape (sentences, 2), float64."""
+    return np.asarray(evaluation.outcomes, dtype=np.float64).reshape(-1, 2)
 
 
 def _ready(model: PreTrainedModel, device: str) -> PreTrainedModel:

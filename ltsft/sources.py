@@ -14,9 +14,21 @@ from typing import Literal
 
 from ltsft.config import Source
 from ltsft.errors import SourceError
-from ltsft.locations import fetch_origin, hash_bytes, read_bytes, shown
+from ltsft.locations import fetch_origin, hash_bytes, hub_fingerprint, read_bytes, shown
 
-__all__ = ["Row", "ensure_local", "fingerprint", "open_lines", "read_rows", "read_text"]
+__all__ = [
+    "OnError",
+    "Row",
+    "RowError",
+    "check_scheme",
+    "ensure_local",
+    "fingerprint",
+    "open_lines",
+    "read_rows",
+    "read_text",
+    "sentence_blocks",
+    "source_name",
+]
 
 Errors = Literal["strict", "surrogateescape"]
 
@@ -27,6 +39,26 @@ COLUMNS = 10
 _WORD_ID = re.compile(r"[1-9][0-9]*")
 _RANGE_ID = re.compile(r"([1-9][0-9]*)-([1-9][0-9]*)")
 _EMPTY_NODE_ID = re.compile(r"[0-9]+\.[1-9][0-9]*")
+
+
+class RowError(SourceError):
+    """One row of a source is malformed; the rows around it can be read.
+
+    Attributes:
+        source: name of the source.
+        line: number of the line, from 1.
+        reason: what is wrong with it, what is allowed and how to mend it.
+    """
+
+    def __init__(self, source: str, line: int, reason: str) -> None:
+        super().__init__(f"{source}:{line}: {reason}")
+        self.source = source
+        self.line = line
+        self.reason = reason
+
+
+OnError = Callable[[RowError], None]
+"""Called with what is wrong with a malformed row, which is then left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +126,7 @@ def read_text(sources: Iterable[Source], *, errors: Errors = "strict", documents
         SourceError: as for `open_lines`, and if a source is not of the scheme ``text:``.
     """
     for source in sources:
-        _check_scheme(source, "text")
+        check_scheme(source, "text")
         is_open = False
         for line in open_lines(source, errors=errors):
             stripped = line.strip()
@@ -108,7 +140,7 @@ def read_text(sources: Iterable[Source], *, errors: Errors = "strict", documents
             yield ""
 
 
-def read_rows(source: Source, *, on_error: Callable[[SourceError], None] | None = None) -> Iterator[Row]:
+def read_rows(source: Source, *, on_error: OnError | None = None) -> Iterator[Row]:
     """Read the sentences of a ``conllu:`` source.
 
     The format is CoNLL-U (https://universaldependencies.org/format.html). The lines of multi-word tokens (``1-2``) and
@@ -128,11 +160,11 @@ def read_rows(source: Source, *, on_error: Callable[[SourceError], None] | None 
             line, if a sentence has a line without ten columns, an empty column, words that are not numbered 1, 2, 3...,
             a head out of range, not exactly one root, or a cycle.
     """
-    _check_scheme(source, "conllu")
-    for first, block in _blocks(open_lines(source)):
+    check_scheme(source, "conllu")
+    for first, block in sentence_blocks(open_lines(source)):
         try:
             row = _parse_sentence(block, first, source)
-        except SourceError as error:
+        except RowError as error:
             if on_error is None:
                 raise
             on_error(error)
@@ -145,7 +177,7 @@ def fingerprint(source: Source) -> str:
     """Hash the bytes of a source as they are stored, packed or not.
 
     The hash of a local file is remembered while the process lives, until its size or its time of change differs;
-    a remote file is read each time.
+    a remote file is read each time. A data set of the hub is what its commit says: its name is hashed, nothing is read.
 
     Args:
         source: what to hash; a missing local file is fetched from its origin first.
@@ -156,6 +188,8 @@ def fingerprint(source: Source) -> str:
     Raises:
         SourceError: if the file is missing or cannot be read.
     """
+    if source.scheme == "hf":
+        return hub_fingerprint(source.location)
     ensure_local(source)
     return hash_bytes(source.location)
 
@@ -176,15 +210,21 @@ def ensure_local(source: Source) -> None:
         fetch_origin(source.origin, source.location)
 
 
-def _check_scheme(source: Source, scheme: str) -> None:
+def check_scheme(source: Source, scheme: str) -> None:
+    """Refuse a source of another scheme.
+
+    Raises:
+        SourceError: naming both.
+    """
     if source.scheme != scheme:
         raise SourceError(
-            f"{_name(source)} is of the scheme {source.scheme}: where {scheme}: is needed; "
+            f"{source_name(source)} is of the scheme {source.scheme}: where {scheme}: is needed; "
             f"write {scheme}:{shown(source.location)} in the project file if that is what the file holds"
         )
 
 
-def _name(source: Source) -> str:
+def source_name(source: Source) -> str:
+    """Name a source in messages, without user, password and query of a URL."""
     return f"{source.scheme}:{shown(source.location)}"
 
 
@@ -210,7 +250,7 @@ def _split_lines(chunks: Iterable[bytes], source: Source) -> Iterator[bytes]:
                 rest_bytes += len(piece)
         if rest_bytes > LINE_LIMIT_BYTES:
             raise SourceError(
-                f"{_name(source)}:{number}: the line has more than {LINE_LIMIT_BYTES // 2**20} MiB; "
+                f"{source_name(source)}:{number}: the line has more than {LINE_LIMIT_BYTES // 2**20} MiB; "
                 "text has one sentence or paragraph a line: is this a text file, and are its line breaks kept?"
             )
     if rest:
@@ -220,17 +260,17 @@ def _split_lines(chunks: Iterable[bytes], source: Source) -> Iterator[bytes]:
 def _undecodable(source: Source, number: int, data: bytes, error: UnicodeDecodeError) -> str:
     if number == 1 and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return (
-            f"{_name(source)} is UTF-16, and UTF-8 is what is read; "
+            f"{source_name(source)} is UTF-16, and UTF-8 is what is read; "
             "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
         )
     around = data[max(0, error.start - 20) : error.start + 20].decode("utf-8", "backslashreplace")
     return (
-        f"{_name(source)}:{number}: byte 0x{data[error.start]:02x} at column {error.start + 1} is not UTF-8, near "
-        f"{around!r}; convert the file (iconv -f ENCODING -t UTF-8) or take the line out"
+        f"{source_name(source)}:{number}: byte 0x{data[error.start]:02x} at column {error.start + 1} is not UTF-8, "
+        f"near {around!r}; convert the file (iconv -f ENCODING -t UTF-8) or take the line out"
     )
 
 
-def _blocks(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+def sentence_blocks(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
     """Group lines into sentences, which empty lines separate; each with the number of its first line."""
     block: list[str] = []
     first = 1
@@ -253,23 +293,24 @@ def _parse_sentence(block: list[str], first: int, source: Source) -> Row | None:
     heads: list[int] = []
     deprels: list[str] = []
     numbers: list[int] = []  # line of each word
-    text = ""
+    text, name = "", source_name(source)
     for number, line in enumerate(block, start=first):
         if line.startswith("#"):
-            name, _, value = line[1:].partition("=")
-            text = value.strip() if name.strip() == "text" else text
+            field, _, value = line[1:].partition("=")
+            text = value.strip() if field.strip() == "text" else text
             continue
-        where = f"{_name(source)}:{number}"
+        where = (name, number)
         columns = line.split("\t")
         if len(columns) != COLUMNS:
-            raise SourceError(
-                f"{where}: a line of CoNLL-U has {COLUMNS} columns with a tab between them, got {len(columns)} in "
-                f"{line[:60]!r}; mend the line, or write _ in columns that have no value"
+            raise RowError(
+                *where,
+                f"a line of CoNLL-U has {COLUMNS} columns with a tab between them, got {len(columns)} in "
+                f"{line[:60]!r}; mend the line, or write _ in columns that have no value",
             )
         if not _is_word(columns[0], len(words), where):
             continue
         if "" in columns:
-            raise SourceError(f"{where}: column {columns.index('') + 1} is empty; write _ where there is no value")
+            raise RowError(*where, f"column {columns.index('') + 1} is empty; write _ where there is no value")
         words.append(columns[1])
         upos.append(columns[3])
         heads.append(_parse_head(columns[6], where))
@@ -277,50 +318,55 @@ def _parse_sentence(block: list[str], first: int, source: Source) -> Row | None:
         numbers.append(number)
     if not words:
         return None
-    _check_tree(heads, numbers, first, source)
-    return Row(tuple(words), tuple(upos), tuple(heads), tuple(deprels), first, _name(source), text or " ".join(words))
+    _check_tree(heads, numbers, first, name)
+    return Row(tuple(words), tuple(upos), tuple(heads), tuple(deprels), first, name, text or " ".join(words))
 
 
-def _is_word(identifier: str, so_far: int, where: str) -> bool:
+def _is_word(identifier: str, so_far: int, where: tuple[str, int]) -> bool:
     """Whether a line is a syntactic word; False for a multi-word token or an empty node."""
     if _WORD_ID.fullmatch(identifier):
         if int(identifier) != so_far + 1:
-            raise SourceError(
-                f"{where}: words are numbered 1, 2, 3... in each sentence, got {identifier} where {so_far + 1} is due; "
-                "mend the numbers, or add the empty line that is missing between two sentences"
+            raise RowError(
+                *where,
+                f"words are numbered 1, 2, 3... in each sentence, got {identifier} where {so_far + 1} is due; "
+                "mend the numbers, or add the empty line that is missing between two sentences",
             )
         return True
     token = _RANGE_ID.fullmatch(identifier)
     if token is not None:
         if int(token[1]) != so_far + 1 or int(token[2]) < int(token[1]):
-            raise SourceError(f"{where}: the multi-word token {identifier} must stand before its first word; move it")
+            raise RowError(*where, f"the multi-word token {identifier} must stand before its first word; move it")
         return False
     if _EMPTY_NODE_ID.fullmatch(identifier):
         return False
-    raise SourceError(
-        f"{where}: the first column is a word's number (1), a multi-word token (1-2) or an empty node (1.1), "
-        f"got {identifier!r}; mend it"
+    raise RowError(
+        *where,
+        f"the first column is a word's number (1), a multi-word token (1-2) or an empty node (1.1), "
+        f"got {identifier!r}; mend it",
     )
 
 
-def _parse_head(column: str, where: str) -> int:
+def _parse_head(column: str, where: tuple[str, int]) -> int:
     if not (column.isascii() and column.isdigit()):
-        raise SourceError(f"{where}: HEAD is the number of a word, or 0 for the root, got {column!r}; mend it")
+        raise RowError(*where, f"HEAD is the number of a word, or 0 for the root, got {column!r}; mend it")
     return int(column)
 
 
-def _check_tree(heads: list[int], numbers: list[int], first: int, source: Source) -> None:
+def _check_tree(heads: list[int], numbers: list[int], first: int, name: str) -> None:
     for word, (head, number) in enumerate(zip(heads, numbers, strict=True), start=1):
         if head > len(heads) or head == word:
-            raise SourceError(
-                f"{_name(source)}:{number}: HEAD of word {word} is {head}; allowed is another word of the sentence "
-                f"(1 to {len(heads)}) or 0 for the root"
+            raise RowError(
+                name,
+                number,
+                f"HEAD of word {word} is {head}; allowed is another word of the sentence "
+                f"(1 to {len(heads)}) or 0 for the root",
             )
     roots = [word for word, head in enumerate(heads, start=1) if head == 0]
     if len(roots) != 1:
-        raise SourceError(
-            f"{_name(source)}:{first}: a sentence has exactly one root (HEAD 0), this one has {len(roots)}; "
-            "mend it, or cut it into sentences"
+        raise RowError(
+            name,
+            first,
+            f"a sentence has exactly one root (HEAD 0), this one has {len(roots)}; mend it, or cut it into sentences",
         )
     reaches_root = {0}
     for word in range(1, len(heads) + 1):
@@ -328,9 +374,10 @@ def _check_tree(heads: list[int], numbers: list[int], first: int, source: Source
         node = word
         while node not in reaches_root:
             if node in path:
-                raise SourceError(
-                    f"{_name(source)}:{numbers[node - 1]}: the heads from word {node} lead back to it; "
-                    "heads form a tree, so one of them is wrong"
+                raise RowError(
+                    name,
+                    numbers[node - 1],
+                    f"the heads from word {node} lead back to it; heads form a tree, so one of them is wrong",
                 )
             path.add(node)
             node = heads[node - 1]

@@ -21,15 +21,28 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ltsft.errors import ConfigError
-from ltsft.toy_grammar import CLOSED_CLASSES, Grammar, Shares, ToyLanguage, Word, conllu, draw_family, plain_text, say
+from ltsft.toy_grammar import (
+    CLOSED_CLASSES,
+    Grammar,
+    Node,
+    Shares,
+    ToyLanguage,
+    Word,
+    conllu,
+    draw_family,
+    plain_text,
+    say,
+)
+from ltsft.toy_labels import conll, entailment_pairs, questions
 
-VERSION = 1
+VERSION = 2
 """Version of the procedure: raised when the same config would give other files."""
 STAMP = "toy.json"
 BASE = "base"
 CODES = tuple(f"qa{chr(c)}" for c in range(ord("a"), ord("z") + 1))
 """Codes for private use (ISO 639-2: qaa to qtz)."""
 SPLITS = ("test", "dev", "train")
+DATA = ("text", "treebanks", "entities", "entailment", "questions")
 _README = """# Artificial languages
 
 Everything in this folder was made by a program (`ltsft toy`): no line of it is natural language. The base in `base/`
@@ -147,7 +160,8 @@ def make_toy(folder: str | Path, config: ToyConfig | None = None, *, on_progress
     was interrupted goes on).
 
     Args:
-        folder: where to; gets `text/CODE.txt.gz`, `treebanks/CODE/SPLIT.conllu.gz` and `base/`.
+        folder: where to; gets `text/CODE.txt.gz`, `treebanks/CODE/SPLIT.conllu.gz`, `entities/CODE/SPLIT.conll.gz`,
+            `entailment/CODE/SPLIT.tsv.gz`, `questions/CODE/SPLIT.jsonl.gz` and `base/`.
         config: the family; the demo's by default.
         on_progress: called with messages for people.
 
@@ -169,7 +183,7 @@ def make_toy(folder: str | Path, config: ToyConfig | None = None, *, on_progress
     pretrain_base(folder, config, family, work=work, on_progress=tell)
     for unfinished in folder.glob("pretraining-*"):
         shutil.rmtree(unfinished)
-    made = sorted(f for part in ("text", "treebanks", BASE) for f in (folder / part).rglob("*") if f.is_file())
+    made = sorted(f for part in (*DATA, BASE) for f in (folder / part).rglob("*") if f.is_file())
     files = {str(f.relative_to(folder)): f.stat().st_size for f in made}
     stamp = folder / f"{STAMP}.partial"
     stamp.write_text(json.dumps({**identity, "files": files}, indent=1) + "\n", encoding="utf-8")
@@ -198,7 +212,10 @@ def toy_family(config: ToyConfig) -> dict[str, ToyLanguage]:
 
 
 def write_family(folder: Path, config: ToyConfig) -> dict[str, ToyLanguage]:
-    """Write raw text and treebanks of each language; no sentence is in two places.
+    """Write raw text, treebanks and other labelled data of each language.
+
+    No sentence of a treebank is in the text or in another split. Entities, pairs and questions are made from the
+    sentences of the treebank's split of the same name.
 
     Args:
         folder: where to.
@@ -210,27 +227,53 @@ def write_family(folder: Path, config: ToyConfig) -> dict[str, ToyLanguage]:
     family = toy_family(config)
     grammar = Grammar(config.sizes, exponent=config.exponent)
     for code, language in family.items():
-        sentences = _sentences(grammar, language, random.Random(f"{config.seed}:{code}:sentences"))
+        said: set[str] = set()
+        sentences = _sentences(grammar, language, random.Random(f"{config.seed}:{code}:sentences"), said)
         for split in SPLITS:
-            blocks = (conllu(next(sentences), f"{code}-{split}-{i}") for i in range(1, int(getattr(config, split)) + 1))
-            _write_gzip(folder / "treebanks" / code / f"{split}.conllu.gz", blocks)
-        lines = (f"{plain_text(next(sentences))}\n" for _ in range(config.text_lines))
+            drawn = [next(sentences) for _ in range(getattr(config, split))]
+            pairs = list(entailment_pairs([node for node, _ in drawn], language, random.Random(f"{code}:{split}")))
+            said |= {_letters(text) for _, text, _ in pairs}
+            _write_split(folder, language, split, [words for _, words in drawn], pairs)
+        lines = (f"{plain_text(next(sentences)[1])}\n" for _ in range(config.text_lines))
         _write_gzip(folder / "text" / f"{code}.txt.gz", lines)
     readme = _README.format(seen=", ".join(config.seen_codes), unseen=", ".join(config.unseen_codes) or "no other")
     (folder / "README.md").write_text(readme, encoding="utf-8")
     return family
 
 
-def _sentences(grammar: Grammar, language: ToyLanguage, rng: random.Random) -> Iterator[tuple[Word, ...]]:
-    """Yield sentences of a language without end, none of them twice."""
-    said: set[str] = set()
+def _write_split(
+    folder: Path,
+    language: ToyLanguage,
+    split: str,
+    sentences: list[tuple[Word, ...]],
+    pairs: list[tuple[str, str, str]],
+) -> None:
+    code = language.code
+    trees = (conllu(words, f"{code}-{split}-{i}") for i, words in enumerate(sentences, start=1))
+    _write_gzip(folder / "treebanks" / code / f"{split}.conllu.gz", trees)
+    entities = (conll(words, language) for words in sentences)
+    _write_gzip(folder / "entities" / code / f"{split}.conll.gz", entities)
+    table = ("\t".join(row) + "\n" for row in [("premise", "hypothesis", "label"), *pairs])
+    _write_gzip(folder / "entailment" / code / f"{split}.tsv.gz", table)
+    _write_gzip(folder / "questions" / code / f"{split}.jsonl.gz", questions(sentences))
+
+
+def _sentences(
+    grammar: Grammar, language: ToyLanguage, rng: random.Random, said: set[str]
+) -> Iterator[tuple[Node, tuple[Word, ...]]]:
+    """Yield sentences of a language without end, abstract and said, none of them twice or among what was said."""
     while True:
-        words = say(grammar.sentence(rng), language)
-        # A full stop more or a space less does not make another sentence.
-        letters = "".join(c for c in plain_text(words).casefold() if c.isalnum())
+        node = grammar.sentence(rng)
+        words = say(node, language)
+        letters = _letters(plain_text(words))
         if letters not in said:
             said.add(letters)
-            yield words
+            yield node, words
+
+
+def _letters(text: str) -> str:
+    """Give what tells sentences apart: a full stop more or a space less does not make another one."""
+    return "".join(c for c in text.casefold() if c.isalnum())
 
 
 def _write_gzip(file: Path, parts: Iterable[str]) -> None:

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
@@ -26,7 +27,7 @@ from ltsft.config import Recipe
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, newest_whole_checkpoint, run_phase, write_tensors
+from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
 from ltsft.processes import is_first_process, join_processes, wait_for_all
 from ltsft.sft import SFT, Diff, Kind
 
@@ -72,7 +73,7 @@ def train_sft(
     subject: str,
     recipe: Recipe,
     seed: int,
-    data: TrainingData,
+    data: TrainingData | Sequence[TrainingData],
     folder: Path,
     applied: Sequence[SFT] = (),
     source_languages: tuple[str, ...] = (),
@@ -94,7 +95,9 @@ def train_sft(
         subject: the language or the target task.
         recipe: density, phases, batches.
         seed: of the head, the order of examples, masking and dropout.
-        data: what is trained on and what is held out.
+        data: what is trained on and what is held out. Several are trained on one after the other, each in a round of
+            its own, like the iterations of a recipe: each adds its share of K. The held-out score of each is then
+            measured after its round and at the end, in `details["forgetting"]`.
         folder: for checkpoints; the caller removes it after success. Never shared by two trainings.
         applied: SFTs that are part of the starting point (the source language's, for a task SFT); diffs are counted
             from base + these.
@@ -114,7 +117,8 @@ def train_sft(
         CompositionError: an applied SFT does not fit the base.
         InterruptedTraining: `should_stop` said so.
     """
-    if not len(data.examples):
+    rounds = [data] * recipe.iterations if isinstance(data, TrainingData) else list(data)
+    if not all(len(each.examples) for each in rounds):
         raise TrainingError(f"{kind} SFT {subject}: there is nothing to train on")
     device = join_processes(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = objective.build_model(base, seed=seed)
@@ -128,10 +132,11 @@ def train_sft(
     with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
         chosen = {name: _Chosen.nothing() for name in roles.maskable}
         history: list[dict[str, Any]] = []
-        for iteration in range(recipe.iterations):
-            quota = k * (iteration + 1) // recipe.iterations - k * iteration // recipe.iterations
+        before: list[float] = []
+        for iteration, each in enumerate(rounds):
+            quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                model, objective, roles, recipe, seed, iteration, data, folder, checkpoint_seconds, device, on_progress,
+                model, objective, roles, recipe, seed, iteration, each, folder, checkpoint_seconds, device, on_progress,
                 should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
@@ -139,6 +144,11 @@ def train_sft(
                 {"phase": r.name, "iteration": iteration, "steps": r.steps, "best_step": r.step, "best_score": r.score}
                 for r in results
             ]
+            before.append(results[-1].score)
+        forgetting = {}
+        if not isinstance(data, TrainingData):
+            after = [_held_out_score(model, objective, each, recipe, device) for each in rounds]
+            forgetting["forgetting"] = [{"before": b, "after": a} for b, a in zip(before, after, strict=True)]
         diffs = {
             name: Diff(
                 indices=chosen[name].indices,
@@ -157,8 +167,14 @@ def train_sft(
         labels=objective.labels,
         maskable=roles.size,
         source_languages=source_languages,
-        details={**(details or {}), "recipe": recipe.of_seed(seed), "history": history},
+        details={**(details or {}), "recipe": recipe.of_seed(seed), "history": history, **forgetting},
     )
+
+
+def _held_out_score(model: nn.Module, objective: Objective, data: TrainingData, recipe: Recipe, device: str) -> float:
+    model.train(False)
+    with autocast(recipe.precision, device):
+        return objective.evaluate(cast(PreTrainedModel, model), data.held_out).score
 
 
 @dataclass(frozen=True)

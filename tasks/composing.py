@@ -12,6 +12,7 @@ from ltsft.errors import ReleaseError
 from ltsft.files import read_manifest
 from ltsft.plan import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
+from ltsft.serving.answers import READERS
 from tasks.registry import MODEL
 from tasks.runs import RunHandle
 from tasks.workspace import SFT_FOLDER, Workspace
@@ -40,14 +41,19 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
 
     Raises:
         ConfigError: the project has no such cell.
-        ReleaseError: it is not scored yet.
+        ReleaseError: it is not scored yet, or is of an objective that cannot be served.
     """
     scored_step(workspace, slot)
     target = workspace.project.target_tasks[slot.target_task]
+    if target.objective not in READERS:
+        raise ReleaseError(
+            f"{slot.target_task} {slot.language}: objective {target.objective!r} cannot be served or released; "
+            f"allowed are {', '.join(READERS)}. ltsft compose writes it as a folder"
+        )
     recipe = workspace.project.recipes[target.name]
     subjects = [
         language_subject(slot.language),
-        task_subject(target.name, target.source_language, recipe.seeds[0]),
+        task_subject(target.name, target.source_name, recipe.seeds[0]),
     ]
     return Composition(
         language=slot.language,
@@ -78,10 +84,11 @@ def log_model(workspace: Workspace, composition: Composition, run: RunHandle) ->
 
 def example_texts(workspace: Workspace, slot: Slot) -> list[str]:
     """Give some test sentences as texts: the input example, and what the canary is asked."""
-    from tasks.training import tagged
+    from tasks.training import labelled_rows
 
-    sentences = tagged(workspace.project.target_tasks[slot.target_task].test[slot.language])
-    return [" ".join(words) for words, _ in sentences[:EXAMPLE_SENTENCES]]
+    target = workspace.project.target_tasks[slot.target_task]
+    rows = labelled_rows(target, target.test[slot.language])
+    return [" ".join(row.words) for row in rows[:EXAMPLE_SENTENCES]]
 
 
 def parents(composition: Composition) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from prefect import task
@@ -21,11 +21,11 @@ from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.objectives.masked_lm import MaskedLM
-from ltsft.objectives.token_classification import TaggedPiece
-from ltsft.pieces import cached_pieces
+from ltsft.objectives.registry import OBJECTIVES
+from ltsft.pieces import cached_examples
 from ltsft.plan import Step, language_subject, task_subject
 from ltsft.report import Plot, html_page
-from ltsft.scoring import CellData, Scorer, most_frequent
+from ltsft.scoring import CellData, Scorer
 from ltsft.sft import SFT
 from ltsft.sources import fingerprint
 from tasks.matrix import PAGE, read_matrix, write_page
@@ -33,7 +33,7 @@ from tasks.progress import artifact_key
 from tasks.records import Child
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
-from tasks.training import tagged, target_objective
+from tasks.training import labelled_rows, target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 OUTCOMES = "outcomes"
@@ -54,15 +54,15 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     supervised = task_subject(target.name, product.language, seeds[0])
     held_out = workspace.tracker.download(language_run, HELD_OUT)
     data = CellData(
-        test=_pieces(workspace, target, target.test[product.language]),
-        source_dev=_pieces(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
+        test=_examples(workspace, target, target.test[product.language]),
+        source_dev=_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
         text=np.load(held_out, allow_pickle=False),
-        majority=_majority(target.sources[source].train, _prints(target.sources[source].train)),
+        majority=_majority(workspace, target),
     )
     scored = target_scorer(workspace, target).score(
         data,
         language=workspace.load_sft(language_run),
-        tasks=[_sft(workspace, task_subject(target.name, source, seed)) for seed in seeds],
+        tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
         source=_sft(workspace, language_subject(source)),
         supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
     )
@@ -81,7 +81,8 @@ def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
     recipe = workspace.project.recipes["language"]
     return _scorer(
         workspace.base,
-        target.labels,
+        target.objective,
+        OBJECTIVES[target.objective].label_set(target),
         workspace.project.recipes[target.name].max_length,
         recipe.mask_probability,
         recipe.precision,
@@ -162,45 +163,50 @@ def _summary(matrix: Matrix) -> dict[str, float]:
     return metrics
 
 
-def _pieces(
-    workspace: Workspace, target: TargetTask, sources: tuple[Source, ...], sentences: int | None = None
-) -> list[TaggedPiece]:
+def _examples(
+    workspace: Workspace, target: TargetTask, sources: tuple[Source, ...], rows: int | None = None
+) -> Sequence[Any]:
     """Tokenise labelled data, or read what was tokenised before from the store folder."""
-    max_length = workspace.project.recipes[target.name].max_length
-    parts = [
-        workspace.base.ref.tokenizer_fingerprint,
-        _prints(sources),
-        [source.scheme for source in sources],
-        target.labels,
-        max_length,
-        sentences,
-    ]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     objective = target_objective(workspace, target)
-    return cached_pieces(
-        workspace.store / "tokenised", key, lambda: objective.encode(islice(tagged(sources), sentences))
+    max_length = workspace.project.recipes[target.name].max_length
+    parts = [workspace.base.ref.tokenizer_fingerprint, _data_parts(target, sources), objective.labels, max_length, rows]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return cached_examples(
+        workspace.store / "tokenised",
+        key,
+        lambda: objective.examples(labelled_rows(target, sources)[:rows]),
+        kind=objective.example,
     )
 
 
-def _prints(sources: tuple[Source, ...]) -> tuple[str, ...]:
-    return tuple(fingerprint(source) for source in sources)
+def _data_parts(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
+    """Give what says which rows are read from some sources of a target task."""
+    files = [(source.scheme, fingerprint(source)) for source in sources]
+    return [target.objective, sorted(target.columns.items()), sorted(target.relabel.items()), files]
 
 
-@lru_cache(maxsize=16)
-def _majority(train: tuple[Source, ...], prints: tuple[str, ...]) -> str:
-    """Give the most frequent label of labelled data; `prints` tell whether it is still the same data."""
-    return most_frequent([labels for _, labels in tagged(train)])
+def _majority(workspace: Workspace, target: TargetTask) -> str | None:
+    """Give the most frequent answer of the training data of a target task; it is looked for once in a flow run."""
+    sources = tuple(source for labelled in target.sources.values() for source in labelled.train)
+    key = json.dumps(_data_parts(target, sources))
+    if key not in workspace.majorities:
+        workspace.majorities[key] = OBJECTIVES[target.objective].majority(labelled_rows(target, sources))
+    return workspace.majorities[key]
 
 
 @lru_cache(maxsize=1)
 def _scorer(
-    base: Base, labels: tuple[str, ...], max_length: int, mask_probability: float, precision: Precision, device: str
+    base: Base,
+    objective: str,
+    labels: tuple[str, ...],
+    max_length: int,
+    mask_probability: float,
+    precision: Precision,
+    device: str,
 ) -> Scorer:
-    from ltsft.objectives.token_classification import TokenClassification
-
-    objective = TokenClassification(base.tokenizer, labels=labels, max_length=max_length)
+    target_objective = OBJECTIVES[objective](base.tokenizer, labels=labels, max_length=max_length)
     masked_lm = MaskedLM(base.tokenizer, mask_probability=mask_probability)
-    return Scorer(base, objective, masked_lm, precision=precision, device=device)
+    return Scorer(base, target_objective, masked_lm, precision=precision, device=device)
 
 
 def _sft(workspace: Workspace, subject: str) -> SFT:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ltsft.config import TargetTask
 from ltsft.matrix import Cell, Matrix, MatrixLanguage
+from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Plan, Step
 from tasks.records import Record, canonical_json
 from tasks.workspace import Workspace
@@ -130,10 +131,18 @@ def _cells(plan: Plan) -> tuple[Step, ...]:
 
 def _cell(step: Step, records: Mapping[str, Record], target: TargetTask, why: _Reasons) -> Cell:
     product = step.product
-    is_source = product.language == target.source_language
+    is_source = product.language in target.sources
     record = records.get(product.key)
+    objective = OBJECTIVES[target.objective]
     if record is None:
-        return Cell(product.language, target.name, reason=why.of(step), is_source=is_source)
+        return Cell(
+            product.language,
+            target.name,
+            reason=why.of(step),
+            is_source=is_source,
+            metric=objective.metric,
+            unit=objective.unit,
+        )
     m = record.metrics
     seeds = int(m["seeds"])
     return Cell(
@@ -143,10 +152,13 @@ def _cell(step: Step, records: Mapping[str, Record], target: TargetTask, why: _R
         std=m["score_std"] if seeds > 1 else None,
         task_only=m["score_task_only"],
         task_only_std=m["score_task_only_std"] if seeds > 1 else None,
-        majority=m["score_majority"],
+        majority=m.get("score_majority"),
         supervised=m.get("score_supervised"),
-        test_size=int(m["test_words"]),
+        test_size=int(m["test_size"]),
         seeds=seeds,
         is_source=is_source,
+        beside={title: m[f"test.{name}"] for name, title in objective.shown.items()},
+        metric=objective.metric,
+        unit=objective.unit,
         interference={n: v for n, v in m.items() if n.startswith(("interference.", "functional."))},
     )

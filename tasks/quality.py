@@ -10,7 +10,7 @@ import html
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ltsft.config import Language, Source, TargetTask
 from ltsft.errors import ServiceError, ValidationError
 from ltsft.gates import LabelledGate, TextGate
-from ltsft.labelled_measures import LABELLED_TITLES, Sentence, measure_labelled
+from ltsft.labelled_measures import LABELLED_TITLES, Malformed, Sentence, measure_labelled
 from ltsft.measures import Measures
-from ltsft.sources import Row, open_lines
+from ltsft.objectives import TargetObjective
+from ltsft.objectives.registry import OBJECTIVES
+from ltsft.sources import RowError, open_lines
 from ltsft.text_measures import TEXT_TITLES, Line, measure_text
 
 if TYPE_CHECKING:
@@ -30,9 +32,6 @@ __all__ = ["Failure", "GateResult", "validate_labelled", "validate_text"]
 
 # Great Expectations keeps the context in a global, so that only one validation at a time may use it.
 _CONTEXT = threading.Lock()
-
-# What the words of a target task are labelled with, by objective.
-_LABELS: dict[str, Callable[[Row], Sequence[str]]] = {"pos": lambda row: row.upos}
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def validate_text(
 
 def validate_labelled(
     task: TargetTask,
-    rows_by_split: Mapping[str, Iterable[Row]],
+    rows_by_split: Mapping[str, Iterable[Any]],
     *,
     gate: LabelledGate,
     report_folder: Path,
@@ -187,9 +186,10 @@ def validate_labelled(
     """Judge labelled data of a target task.
 
     Args:
-        task: its labels are the declared ones, and its objective says which column they are in.
-        rows_by_split: name of the split -> rows, training data first: each split is compared with those before it. Only
-            splits whose name ends in ``train`` must have (most of) the labels.
+        task: its objective says what the labels are, what its rows hold and which measures apply.
+        rows_by_split: name of the split -> rows, and a `RowError` for each that is malformed; training data first: each
+            split is compared with those before it. Only splits whose name ends in ``train`` must have (most of) the
+            labels.
         gate: the thresholds.
         report_folder: gets the Data Docs; an older report there is replaced.
         subject: what the result calls the data; the name of the target task if not given.
@@ -198,9 +198,10 @@ def validate_labelled(
         The result; a failed gate is a result, not an error.
     """
     subject = subject or task.name
-    labels_of = _LABELS[task.objective]
-    splits = {name: _sentences(rows, labels_of) for name, rows in rows_by_split.items()}
-    measured = measure_labelled(splits, gate, labels=task.labels)
+    objective = OBJECTIVES[task.objective]
+    splits = {name: _sentences(rows, objective) for name, rows in rows_by_split.items()}
+    labels, background = objective.label_set(task), objective.background
+    measured = measure_labelled(splits, gate, labels=labels, measures=objective.measures, background=background)
     titles = {name: title.format(gate=gate) for name, title in LABELLED_TITLES.items()}
     checks = _checks(gate, titles, prefix="gates.labelled")
     failures = _judge(measured, checks, name=f"labelled-{subject}", folder=report_folder)
@@ -220,9 +221,12 @@ def _numbered_lines(sources: Iterable[Source]) -> Iterator[Line]:
             yield Line(name, number, text)
 
 
-def _sentences(rows: Iterable[Row], labels_of: Callable[[Row], Sequence[str]]) -> Iterator[Sentence]:
+def _sentences(rows: Iterable[Any], objective: type[TargetObjective]) -> Iterator[Sentence | Malformed]:
     for row in rows:
-        yield Sentence(PurePosixPath(row.source).name, row.line, row.words, labels_of(row))
+        if isinstance(row, RowError):
+            yield Malformed(PurePosixPath(row.source).name, row.line, row.reason)
+        else:
+            yield objective.sentence(row)
 
 
 def _checks(gate: TextGate | LabelledGate, titles: Mapping[str, str], *, prefix: str) -> list[_Check]:

@@ -44,7 +44,7 @@ from tasks.registry import (
 )
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
-from tasks.training import tagged, target_objective
+from tasks.training import labelled_rows, target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 CELL_RUN, SEED, TEST = "ltsft.cell_run", "ltsft.seed", "ltsft.test"
@@ -196,7 +196,8 @@ def measure(workspace: Workspace, candidate: Candidate, canary: Canary) -> Measu
 def ask_canary(workspace: Workspace, candidate: Candidate) -> Canary:
     """Have a fresh process load the version from the registry and answer some test sentences."""
     target = workspace.project.target_tasks[candidate.slot.target_task]
-    sentences = tagged(target.test[candidate.slot.language])[:CANARY_SENTENCES]
+    rows = labelled_rows(target, target.test[candidate.slot.language])[:CANARY_SENTENCES]
+    sentences = [(row.words, row.labels) for row in rows]
     outcomes = outcomes_of(workspace, candidate)
     return run_canary(
         candidate.version.uri,
@@ -321,7 +322,7 @@ def _stored_outcomes(workspace: Workspace, cell_run: str, seed: int) -> Outcomes
 
 def _scored_now(workspace: Workspace, composition: Composition) -> Outcomes:
     target = workspace.project.target_tasks[composition.target_task]
-    pieces = target_objective(workspace, target).encode(tagged(target.test[composition.language]))
+    pieces = target_objective(workspace, target).examples(labelled_rows(target, target.test[composition.language]))
     parts = load_parts(composition, open_registry(workspace))
     return target_scorer(workspace, target).outcomes(pieces, parts)
 

@@ -35,7 +35,7 @@ class Job:
     kind: str
     language: str
     target_task: str | None
-    source: str
+    sources: dict[str, str]
     more: dict[str, Any]
 
 
@@ -91,8 +91,8 @@ def main(folder: Path) -> int:
         what = language_training(project, base, project.languages[told["language"]], folder)
     else:
         target = project.target_tasks[told["target_task"]]
-        data = {**target.supervised, **target.sources}[told["language"]]
-        what = task_training(project, base, target, data, told["language"], Path(told["source"]))
+        sources = {code: Path(source) for code, source in told["sources"].items()}
+        what = task_training(project, base, target, told["language"], sources)
 
     def report(progress: Progress) -> None:
         print(json.dumps({**asdict(progress), "metrics": dict(progress.metrics)}), flush=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from ltsft.config import LabelledData, Language, Project, Source, TargetTask
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
+from ltsft.objectives import TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
-from ltsft.objectives.token_classification import TokenClassification
+from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
-from ltsft.sources import read_rows, read_text
+from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
+from ltsft.sources import RowError, read_text
 from ltsft.train import Progress, TrainingData, train_sft
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
@@ -28,6 +32,7 @@ from tasks.stopping import run_stoppable
 from tasks.together import Job, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
+_LOG = logging.getLogger(__name__)
 HELD_OUT_EVERY = 10
 """Without dev data, every tenth sentence of the training data chooses the best checkpoint."""
 
@@ -42,16 +47,20 @@ def train_language_sft(workspace: Workspace, language: Language, step: Step, run
     get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(examples) + len(held_out), length)
     (folder / HELD_OUT).parent.mkdir(exist_ok=True)
     np.save(folder / HELD_OUT, np.stack([held_out[i] for i in range(len(held_out))]), allow_pickle=False)
-    return _train(workspace, step, run, what, None)
+    return _train(workspace, step, run, what, {})
 
 
 @task(name="train task SFT", task_run_name="train {step.product.subject}", cache_policy=NO_CACHE)
-def train_task_sft(workspace: Workspace, target: TargetTask, data: LabelledData, step: Step, run: RunHandle) -> Path:
-    """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it."""
-    language = step.product.language
-    source = workspace.tracker.download(workspace.made(language_subject(language)), SFT_FOLDER)
-    what = task_training(workspace.project, workspace.base, target, data, language, source)
-    return _train(workspace, step, run, what, source)
+def train_task_sft(
+    workspace: Workspace, target: TargetTask, data: Mapping[str, LabelledData], step: Step, run: RunHandle
+) -> Path:
+    """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it.
+
+    From several languages, each batch is of one of them, over base + its SFT.
+    """
+    sources = {code: workspace.tracker.download(workspace.made(language_subject(code)), SFT_FOLDER) for code in data}
+    what = task_training(workspace.project, workspace.base, target, step.product.language, sources)
+    return _train(workspace, step, run, what, sources)
 
 
 def language_training(project: Project, base: Base, language: Language, folder: Path) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def language_training(project: Project, base: Base, language: Language, folder: 
 
 
 def task_training(
-    project: Project, base: Base, target: TargetTask, data: LabelledData, language: str, source: Path
+    project: Project, base: Base, target: TargetTask, language: str, sources: Mapping[str, Path]
 ) -> dict[str, Any]:
     """Give what `train_sft` needs to know of a task SFT.
 
@@ -81,30 +90,45 @@ def task_training(
         project: the project.
         base: its base.
         target: what is learnt.
-        data: from what.
-        language: of the data.
-        source: folder of the language's SFT.
+        language: what the product is learnt from: a language, or several by their name together.
+        sources: folder of the SFT of each of these languages.
     """
     recipe = project.recipes[target.name]
-    objective = TokenClassification(base.tokenizer, labels=target.labels, max_length=recipe.max_length)
-    examples = objective.encode(tagged(data.train))
-    if data.dev:
-        held_out = objective.encode(tagged(data.dev))
-    else:
-        held_out = [e for e in examples if e.sentence % HELD_OUT_EVERY == 0]
-        examples = [e for e in examples if e.sentence % HELD_OUT_EVERY]
+    objective = objective_of(target, base, recipe.max_length)
+    split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    sfts = {code: load_sft(folder) for code, folder in sources.items()}
+    common = {"kind": "task", "subject": target.name, "recipe": recipe, "source_languages": tuple(split)}
+    if len(split) == 1:
+        (data,), applied = split.values(), list(sfts.values())
+        return {**common, "objective": objective, "data": data, "applied": applied}
+    several = SeveralSources(objective, {code: sfts[code] for code in split}, base)
+    examples = {code: found.examples for code, found in split.items()}
+    held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
+    if target.order == "sequential":
+        rounds = [
+            TrainingData([FromLanguage(i, example) for example in found], held_out[i])
+            for i, found in enumerate(examples.values())
+        ]
+        return {**common, "objective": several, "data": rounds}
+    sizes = {code: len(found) for code, found in examples.items()}
+    shares = sampling_shares(sizes, temperature=target.sampling.temperature, weights=target.sampling.weights)
     return {
-        "objective": objective,
-        "kind": "task",
-        "subject": target.name,
-        "recipe": recipe,
-        "data": TrainingData(examples, held_out),
-        "applied": [load_sft(source)],
-        "source_languages": (language,),
+        **common,
+        "objective": several,
+        "data": TrainingData(Mixture(examples, shares), list(chain(*held_out))),
     }
 
 
-def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any], source: Path | None) -> Path:
+def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
+    """Give what is trained on and what is held out: the dev data, or else every tenth training sentence."""
+    examples = objective.examples(labelled_rows(target, data.train))
+    if data.dev:
+        return TrainingData(examples, objective.examples(labelled_rows(target, data.dev)))
+    held_out = [e for e in examples if e.sentence % HELD_OUT_EVERY == 0]
+    return TrainingData([e for e in examples if e.sentence % HELD_OUT_EVERY], held_out)
+
+
+def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any], sources: Mapping[str, Path]) -> Path:
     folder = workspace.working_folder(step)
     product = step.product
     recipe = what["recipe"]
@@ -114,15 +138,17 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
             "key": product.key,
             "data": {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts},
             "parents": product.parts["upstream"],
+            **({"objective": product.parts["objective"]} if product.kind == "task" else {}),
         },
         "checkpoint_seconds": 60.0 * workspace.project.store.checkpoint_minutes,
         "device": workspace.device,
     }
     project = workspace.project.name
+    rounds = recipe.iterations if isinstance(what["data"], TrainingData) else len(what["data"])
 
     def train(should_stop: Callable[[], bool]) -> Path:
         with (
-            ProgressReporter(run, name=product.subject, project=project, iterations=recipe.iterations) as reporter,
+            ProgressReporter(run, name=product.subject, project=project, iterations=rounds) as reporter,
             workspace.checkpoints(step),
         ):
 
@@ -131,7 +157,8 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
                 reporter(progress)
 
             if recipe.processes > 1:
-                job = Job(workspace.ref, product.kind, product.language, product.target_task, str(source or ""), more)
+                folders = {code: str(folder) for code, folder in sources.items()}
+                job = Job(workspace.ref, product.kind, product.language, product.target_task, folders, more)
                 train_together(job, folder, recipe.processes, on_progress=on_progress, should_stop=should_stop)
                 return folder / SFT_FOLDER
             sft = train_sft(
@@ -157,6 +184,9 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
     run.log_metrics({**measured.metrics(), "support_size": sft.support_size, "maskable": sft.maskable})
     run.log_metrics({f"{h['phase']}.best_score": h["best_score"] for h in sft.details["history"]})
     run.log_metrics({f"{h['phase']}.best_step": h["best_step"] for h in sft.details["history"]})
+    for language, score in zip(sft.source_languages, sft.details.get("forgetting", ()), strict=False):
+        change = {**score, "change": score["after"] - score["before"]}
+        run.log_metrics({f"forgetting.{name}.{language}": value for name, value in change.items()})
     figure = density_figure(
         {name: share.density for name, share in measured.layers.items()},
         overall=measured.overall.density,
@@ -173,12 +203,21 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
     workspace.remove_working_folder(step)
 
 
-def target_objective(workspace: Workspace, target: TargetTask) -> TokenClassification:
+def target_objective(workspace: Workspace, target: TargetTask) -> TargetObjective:
     """Give the objective of a target task."""
-    recipe = workspace.project.recipes[target.name]
-    return TokenClassification(workspace.base.tokenizer, labels=target.labels, max_length=recipe.max_length)
+    return objective_of(target, workspace.base, workspace.project.recipes[target.name].max_length)
 
 
-def tagged(sources: tuple[Source, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Read sentences as (words, labels)."""
-    return [(row.words, row.upos) for source in sources for row in read_rows(source)]
+def objective_of(target: TargetTask, base: Base, max_length: int) -> TargetObjective:
+    """Give the objective of a target task on a base."""
+    objective = OBJECTIVES[target.objective]
+    return objective(base.tokenizer, labels=objective.label_set(target), max_length=max_length)
+
+
+def labelled_rows(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
+    """Read the rows of a target task; what the gate let through though it cannot be read is left out, and told."""
+    left_out: list[RowError] = []
+    rows = list(read_labelled(target, sources, on_error=left_out.append))
+    if left_out:
+        _LOG.warning("%s: %d malformed rows are left out, such as %s", target.name, len(left_out), left_out[0])
+    return rows

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -12,8 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from ltsft.config import LabelledData, Language, Source, TargetTask
+from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step
-from ltsft.sources import Row, read_rows
+from ltsft.sources import RowError
 from tasks.progress import artifact_key
 from tasks.quality import GateResult, validate_labelled, validate_text
 from tasks.runs import RunHandle
@@ -39,19 +41,20 @@ def validate_language(workspace: Workspace, language: Language, step: Step, run:
 
 @task(name="validate labels", task_run_name="validate labels {step.product.subject}", cache_policy=NO_CACHE)
 def validate_target_task(
-    workspace: Workspace, target: TargetTask, data: LabelledData, step: Step, run: RunHandle
+    workspace: Workspace, target: TargetTask, data: Mapping[str, LabelledData], step: Step, run: RunHandle
 ) -> None:
-    """Judge labelled data and the test set of the same language.
+    """Judge labelled data, by language, and the test set of the same language.
 
     Raises:
         ValidationError: saying which expectation failed, with example lines; the report is kept with the run.
     """
-    language = step.product.language
-    splits = {f"{language} train": _rows(data.train)}
-    if data.dev:
-        splits[f"{language} dev"] = _rows(data.dev)
-    if language in target.test:
-        splits[f"{language} test"] = _rows(target.test[language])
+    splits: dict[str, Iterator[Any]] = {}
+    for language, labelled in data.items():
+        splits[f"{language} train"] = _rows(target, labelled.train)
+        if labelled.dev:
+            splits[f"{language} dev"] = _rows(target, labelled.dev)
+        if language in target.test:
+            splits[f"{language} test"] = _rows(target, target.test[language])
     result = validate_labelled(
         target,
         splits,
@@ -72,7 +75,7 @@ def validate_test(workspace: Workspace, target: TargetTask, step: Step, run: Run
     language = step.product.language
     result = validate_labelled(
         target,
-        {f"{language} test": _rows(target.test[language])},
+        {f"{language} test": _rows(target, target.test[language])},
         gate=workspace.project.gates.labelled,
         report_folder=_report_folder(workspace, step),
         subject=step.product.subject,
@@ -103,12 +106,20 @@ def _report_folder(workspace: Workspace, step: Step) -> Path:
     return workspace.working_folder(step) / REPORT_FOLDER
 
 
-def _rows(sources: tuple[Source, ...]) -> chain[Row]:
-    return chain.from_iterable(read_rows(source) for source in sources)
+def _rows(target: TargetTask, sources: tuple[Source, ...]) -> Iterator[Any]:
+    """Read the rows of a target task, and between them what is wrong with those that are malformed."""
+    malformed: list[RowError] = []
+    for row in read_labelled(target, sources, on_error=malformed.append):
+        yield from malformed
+        malformed.clear()
+        yield row
+    yield from malformed
 
 
-def _evaluation_sentences(workspace: Workspace, language: str) -> chain[str]:
-    targets = workspace.project.target_tasks.values()
-    tests = [source for target in targets for source in target.test.get(language, ())]
-    devs = [s for target in targets for s in (target.sources[language].dev if language in target.sources else ())]
-    return chain.from_iterable((row.text for row in read_rows(source)) for source in (*tests, *devs))
+def _evaluation_sentences(workspace: Workspace, language: str) -> Iterator[str]:
+    for target in workspace.project.target_tasks.values():
+        dev = target.sources[language].dev if language in target.sources else ()
+        objective = OBJECTIVES[target.objective]
+        for row in _rows(target, (*target.test.get(language, ()), *dev)):
+            if not isinstance(row, RowError):
+                yield from objective.texts(row)

@@ -46,6 +46,7 @@ class Workspace:
     project: Project
     tracker: Tracker
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    majorities: dict[str, str | None] = field(default_factory=dict, repr=False)
     _leases: dict[str, Lease] = field(default_factory=dict)
 
     @cached_property

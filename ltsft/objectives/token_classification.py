@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,8 +14,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import Base
+from ltsft.columns import TaggedRow, read_tagged
+from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
+from ltsft.labelled_measures import WORD_MEASURES, Sentence
 from ltsft.objectives import Evaluation
+from ltsft.objectives.demands import count_labels, no_columns, schemes_within
+from ltsft.objectives.lengths import like_lengths
+from ltsft.sources import OnError, read_rows
 
 IGNORE = -100
 SUBWORDS_AT_ONCE = 4096
@@ -37,7 +45,7 @@ class TaggedPiece:
 
 
 class TokenClassification:
-    """Label each word.
+    """Label each word, as in part-of-speech tagging: ``conllu:`` (its universal tags) or ``conll:`` (the last column).
 
     Args:
         tokenizer: the base's tokenizer.
@@ -45,15 +53,74 @@ class TokenClassification:
         max_length: sub-words in a piece; a longer sentence is cut between words, and no word is lost.
     """
 
+    metric: ClassVar[str] = "accuracy"
+    unit: ClassVar[str] = "words"
+    shown: ClassVar[dict[str, str]] = {}
+    measures: ClassVar[frozenset[str]] = WORD_MEASURES
+    example: ClassVar[type] = TaggedPiece
+    background: ClassVar[str] = ""
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
         self.labels = tuple(labels)
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._number = {label: i for i, label in enumerate(self.labels)}
 
+    @classmethod
+    def problems(cls, target: TargetTask) -> list[str]:
+        """Two labels at least; treebanks or columns."""
+        return [*count_labels(target, 2), *schemes_within(target, ("conllu", "conll")), *no_columns(target)]
+
+    @classmethod
+    def label_set(cls, target: TargetTask) -> tuple[str, ...]:
+        """The labels that the project file declares."""
+        return target.labels
+
+    @classmethod
+    def new_model(cls, base: Base, labels: Sequence[str], *, seed: int) -> PreTrainedModel:
+        """Load the base with a new classifier of sub-words."""
+        return base.token_classifier(labels, seed=seed)
+
+    @classmethod
+    def read(cls, target: TargetTask, source: Source, *, on_error: OnError | None = None) -> Iterator[TaggedRow]:
+        """Read sentences with a label for each word."""
+        if source.scheme == "conllu":
+            found: Iterator[TaggedRow] = (
+                TaggedRow(row.words, row.upos, row.line, row.source, row.text)
+                for row in read_rows(source, on_error=on_error)
+            )
+        else:
+            found = read_tagged(source, on_error=on_error)
+        for row in found:
+            yield row.relabelled(target.relabel)
+
+    @classmethod
+    def texts(cls, row: TaggedRow) -> tuple[str, ...]:
+        """The sentence."""
+        return (row.text,)
+
+    @classmethod
+    def sentence(cls, row: TaggedRow) -> Sentence:
+        """Words and their labels."""
+        return Sentence(PurePosixPath(row.source).name, row.line, row.words, row.labels)
+
+    def examples(self, rows: Iterable[TaggedRow]) -> list[TaggedPiece]:
+        """Turn rows into pieces; see `encode`."""
+        return self.encode((row.words, row.labels) for row in rows)
+
+    @classmethod
+    def majority(cls, rows: Iterable[TaggedRow]) -> str | None:
+        """Give the most frequent label; of equally frequent ones the first in the alphabet."""
+        return most_frequent(row.labels for row in rows)
+
+    def majority_score(self, answer: str, examples: Sequence[TaggedPiece]) -> float:
+        """Give the accuracy of calling every word the same."""
+        right = sum(piece.labels.count(self._number[answer]) for piece in examples)
+        return right / max(1, sum(piece.words for piece in examples))
+
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with a new classifier, initialised from the seed."""
-        return base.token_classifier(self.labels, seed=seed)
+        return self.new_model(base, self.labels, seed=seed)
 
     def encode(self, sentences: Iterable[tuple[Sequence[str], Sequence[str]]]) -> list[TaggedPiece]:
         """Turn sentences, (words, labels) each, into pieces.
@@ -117,17 +184,13 @@ class TokenClassification:
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, examples: Sequence[TaggedPiece]) -> Evaluation:
         """Give the accuracy over words; a word without a sub-word counts as wrong."""
-        device = next(model.parameters()).device
         outcomes: dict[int, list[int]] = {}
         total_loss, labelled = 0.0, 0
-        for chunk in self._batches(examples):
-            batch = self.collate(chunk, torch.Generator())
-            inputs: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k != "labels"}
-            logits = model(**inputs).logits.float().cpu()  # (batch, length, labels)
-            where = batch["labels"] != IGNORE
-            total_loss += float(functional.cross_entropy(logits[where], batch["labels"][where], reduction="sum"))
+        for chunk, labels, logits in self._forward(model, examples):
+            where = labels != IGNORE
+            total_loss += float(functional.cross_entropy(logits[where], labels[where], reduction="sum"))
             labelled += int(where.sum())
-            correct = ((logits.argmax(-1) == batch["labels"]) & where).sum(1).tolist()
+            correct = ((logits.argmax(-1) == labels) & where).sum(1).tolist()
             for example, right in zip(chunk, correct, strict=True):
                 so_far = outcomes.setdefault(example.sentence, [0, 0])
                 so_far[0] += right
@@ -135,17 +198,30 @@ class TokenClassification:
         right = sum(o[0] for o in outcomes.values())
         words = sum(o[1] for o in outcomes.values())
         accuracy = right / max(words, 1)
-        metrics = {"accuracy": accuracy, "loss": total_loss / max(labelled, 1), "words": float(words)}
+        metrics = {
+            "accuracy": accuracy,
+            "loss": total_loss / max(labelled, 1),
+            "words": float(words),
+            "size": float(words),
+        }
         ordered = tuple((outcomes[i][0], outcomes[i][1]) for i in sorted(outcomes))
         return Evaluation(score=accuracy, metrics=metrics, outcomes=ordered)
 
+    def _forward(
+        self, model: PreTrainedModel, examples: Sequence[TaggedPiece]
+    ) -> Iterator[tuple[list[TaggedPiece], Tensor, Tensor]]:
+        """Yield pieces with their labels, (pieces, length), and logits on the CPU, (pieces, length, labels)."""
+        device = next(model.parameters()).device
+        for chunk in self._batches(examples):
+            batch = self.collate(chunk, torch.Generator())
+            inputs: dict[str, Any] = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+            yield chunk, batch["labels"], model(**inputs).logits.float().cpu()
+
     def _batches(self, examples: Sequence[TaggedPiece]) -> Iterable[list[TaggedPiece]]:
-        """Group pieces of like length, each group at most SUBWORDS_AT_ONCE sub-words with padding."""
-        chunk: list[TaggedPiece] = []
-        for example in sorted(examples, key=lambda e: (len(e.input_ids), e.sentence)):
-            if chunk and (len(chunk) + 1) * len(example.input_ids) > SUBWORDS_AT_ONCE:
-                yield chunk
-                chunk = []
-            chunk.append(example)
-        if chunk:
-            yield chunk
+        return like_lengths(examples, subwords_at_once=SUBWORDS_AT_ONCE)
+
+
+def most_frequent(labels: Iterable[Sequence[str]]) -> str:
+    """Give the most frequent label; of equally frequent ones the first in the alphabet."""
+    counts = Counter(label for sentence in labels for label in sentence)
+    return min(counts, key=lambda label: (-counts[label], label))

@@ -122,7 +122,7 @@ def test_the_matrix_is_a_run_whose_children_are_the_cells(
     for child in children:
         m, code = child.data.metrics, child.data.tags["ltsft.language"]
         assert 0 < m["score"] <= 1
-        assert m["test_words"] > 100
+        assert m["test_size"] > 100
         assert m["test_sentences"] == 50
         assert {"interference.overlap", "functional.language_loss_change", "functional.source_score_change"} <= set(m)
         assert ("score_supervised" in m) == (code == "cc")

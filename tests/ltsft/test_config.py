@@ -67,7 +67,7 @@ def test_every_mistake_is_told_at_once_with_its_dotted_path(tiny_project: Path) 
         f"languages.bb.text[0]: there is no file {tiny_project.parent}/data/nowhere.txt; mend the path or set",
         "languages.cc.script: String should match pattern",
         "target_tasks.pos.test.zz: not in languages; allowed are aa, bb, cc",
-        "target_tasks.pos.objective: Input should be",
+        "target_tasks.pos.objective: there is no such objective; allowed are pos, dp, ner",
         "unseen: 'yy' is not in languages",
         "gates.text.min_charcters: unknown key",
     ]
@@ -92,7 +92,12 @@ def test_every_mistake_is_told_at_once_with_its_dotted_path(tiny_project: Path) 
         ("languages.bb.text={file: 'text:bb.txt', orign: x}", "languages.bb.text[0]: unknown key 'orign'"),
         ("languages.bb.text=[]", "languages.bb.text: "),
         ("unseen=[xx]", "unseen: 'xx' is not in languages"),
-        ("target_tasks.pos.sources.bb={train: 'conllu:bb-train.conllu'}", "one source language is supported"),
+        ("target_tasks.pos.sources.bb={train: 'conllu:bb-train.conllu'}", None),
+        (
+            "target_tasks.pos.sampling.weights={bb: 1.0}",
+            "sampling.weights: give one for each source language (aa), got bb",
+        ),
+        ("target_tasks.pos.order=sequential", "order: sequential is for two source languages or more"),
         ("languages.no={name: N, script: Latn, text: 'text:bb.txt'}", None),
         (
             "languages={no: {name: N, script: Latn, text: 'text:bb.txt'}}",
@@ -198,7 +203,7 @@ def test_the_recipe_of_a_seed_holds_everything_but_the_other_seeds() -> None:
     recipe = Recipe(density=0.5, seeds=(3, 4))
     values = recipe.of_seed(4)
     assert values["seed"] == 4
-    assert set(values) == {*Recipe.model_fields, "seed"} - {"seeds"}
+    assert set(values) == {*Recipe.model_fields, "seed"} - {"seeds", "values"}, "float32 values change nothing"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import pytest
 
 from ltsft.gates import LabelledGate
-from ltsft.labelled_measures import LABELLED_TITLES, Sentence, measure_labelled
+from ltsft.labelled_measures import LABELLED_TITLES, OPTIONAL, Sentence, measure_labelled
 from ltsft.measures import Measures
 
 LABELS = ("NOUN", "VERB", "ADJ", "PUNCT")
@@ -42,7 +42,7 @@ def sentence(words: str, labels: Sequence[str] | None = None, *, number: int = 1
 def test_every_threshold_has_a_measure_with_a_title_and_a_reason() -> None:
     bounds = {name[4:] for name in LabelledGate.model_fields if name[:4] in ("min_", "max_")}
     splits = {"train": good_sentences(), "dev": good_sentences(seed=1)}
-    measured = measure_labelled(splits, LabelledGate(), labels=LABELS)
+    measured = measure_labelled(splits, LabelledGate(), labels=LABELS, measures=OPTIONAL)
     found = {name for measures in measured.values() for name, value in measures.values.items() if value is not None}
     assert bounds == set(LABELLED_TITLES)
     assert bounds <= found

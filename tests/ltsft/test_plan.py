@@ -260,3 +260,30 @@ def test_keys_are_the_same_wherever_the_data_lie(tiny_project: Path, prints: Fin
     here = make_plan(load_project(tiny_project), prints, [])
     there = make_plan(moved, replace(prints, sources=sources), [])
     assert [step.product.key for step in here.steps] == [step.product.key for step in there.steps]
+
+
+def test_a_task_sft_of_several_languages_needs_the_sft_of_each(
+    reload: Reload, prints: Fingerprints, existing: list[Done]
+) -> None:
+    joint = "target_tasks.pos.sources.bb={train: 'conllu:bb-train.conllu'}"
+    project = reload(joint)
+    sources = {str(s): prints.sources.get(str(s), "new") for s in project.all_sources().values()}
+    prints = replace(prints, sources=sources)
+    plan = make_plan(project, prints, existing)
+    step = plan.step("task pos aa and bb seed 1")
+    assert step.product.needs == ("language aa", "language bb")
+    assert step.reasons == ("new",)
+    before = made(project, prints)
+    weighted = reload(joint, "target_tasks.pos.sampling.weights={aa: 1, bb: 3}")
+    told = stale(make_plan(weighted, prints, before))
+    assert told["task pos aa and bb seed 1"] == ("sampling of source languages changed",)
+    assert not {subject for subject in told if subject.startswith("language")}
+
+
+def test_how_files_are_read_is_part_of_what_is_made_of_them(
+    reload: Reload, prints: Fingerprints, existing: list[Done]
+) -> None:
+    told = stale(make_plan(reload("target_tasks.pos.relabel={X: NOUN}"), prints, existing))
+    assert "names of labels changed" in told["cell pos bb"]
+    assert told["task pos aa seed 1"] == ("names of labels changed",)
+    assert not {subject for subject in told if subject.startswith("language")}

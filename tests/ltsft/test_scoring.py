@@ -12,8 +12,8 @@ import torch
 from ltsft.base import Base, load_base
 from ltsft.compose import composed
 from ltsft.errors import CompositionError
-from ltsft.objectives.token_classification import TokenClassification
-from ltsft.scoring import CellData, CellScore, Scorer, most_frequent
+from ltsft.objectives.token_classification import TokenClassification, most_frequent
+from ltsft.scoring import CellData, CellScore, Scorer
 from ltsft.sft import SFT
 from ltsft.train import train_sft
 
@@ -94,7 +94,7 @@ def test_the_majority_class_and_the_test_set_are_counted(
     learning: ModuleType, parts: tuple[Any, Any, CellData], score: CellScore
 ) -> None:
     labels = [label for _, row in learning.make_sentences(20, seed=9) for label in row] + ["PUNCT"] * 3
-    assert score.metrics["test_words"] == len(labels)
+    assert score.metrics["test_size"] == len(labels)
     assert score.metrics["test_sentences"] == 21.0
     assert score.metrics["score_majority"] == pytest.approx(labels.count("NOUN") / len(labels))
 

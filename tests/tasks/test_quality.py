@@ -7,16 +7,19 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ltsft.columns import TaggedRow
 from ltsft.config import Language, Source, TargetTask
 from ltsft.errors import SourceError, ValidationError
 from ltsft.gates import LabelledGate, TextGate
-from ltsft.sources import Row, read_rows
+from ltsft.objectives.token_classification import TokenClassification
+from ltsft.sources import RowError
 from tasks.quality import GateResult, validate_labelled, validate_text
 
 WORDS = [a + b + c for a in ("ba", "ke", "di", "mo", "lú") for b in ("ra", "ti", "sun", "le") for c in ("ð", "k", "n")]
@@ -79,13 +82,13 @@ def encode(lines: list[str], encoding: str = "utf-8") -> bytes:
     return "\n".join(lines).encode(encoding)
 
 
-def rows(count: int = 60, *, seed: int = 0, source: str = "conllu:/data/train.conllu.gz") -> list[Row]:
+def rows(count: int = 60, *, seed: int = 0, source: str = "conllu:/data/train.conllu.gz") -> list[TaggedRow]:
     rng = random.Random(seed)
     found = []
     for i in range(count):
         words = (*rng.choices(WORDS[:30], k=7), ".")
         upos = tuple("PUNCT" if word == "." else LABELS[WORDS.index(word) % 3] for word in words)
-        found.append(Row(words=words, upos=upos, heads=(0,) * 8, deprels=("dep",) * 8, line=10 * i + 1, source=source))
+        found.append(TaggedRow(words, upos, line=10 * i + 1, source=source, text=" ".join(words)))
     return found
 
 
@@ -257,14 +260,15 @@ def test_bad_labelled_data_fails_on_its_threshold_and_names_the_split(tmp_path: 
     good = [rows(seed=seed) for seed in range(9)]
     splits = {
         "train": good[0],
-        "undeclared": [replace(good[1][0], upos=("NUON",) * 8), *good[1][1:]],
-        "misaligned": [replace(good[2][0], upos=good[2][0].upos[1:]), *good[2][1:]],
+        "undeclared": [replace(good[1][0], labels=("NUON",) * 8), *good[1][1:]],
+        "misaligned": [replace(good[2][0], labels=good[2][0].labels[1:]), *good[2][1:]],
         "empty word": [replace(good[3][0], words=("", *good[3][0].words[1:])), *good[3][1:]],
-        "slipped": [replace(row, upos=(row.upos[-1], *row.upos[:-1])) for row in good[4]],
-        "one label train": [replace(row, upos=("NOUN",) * 8) for row in good[5]],
+        "slipped": [replace(row, labels=(row.labels[-1], *row.labels[:-1])) for row in good[4]],
+        "one label train": [replace(row, labels=("NOUN",) * 8) for row in good[5]],
         "repeated": good[6] * 2,
         "overlap": good[7] + good[0][:20],
         "few": good[8][:5],
+        "malformed": [*rows(seed=9)[:40], RowError("conllu:/data/train.conllu.gz", 7, "HEAD of word 2 is 6")],
     }
     result = validate_labelled(pos(), splits, gate=LabelledGate(), report_folder=tmp_path)
     assert not result.success
@@ -278,10 +282,12 @@ def test_bad_labelled_data_fails_on_its_threshold_and_names_the_split(tmp_path: 
         ("repeated", "gates.labelled.max_duplicate_share"),
         ("overlap", "gates.labelled.max_split_overlap"),
         ("few", "gates.labelled.min_sentences"),
+        ("malformed", "gates.labelled.max_malformed_share"),
     }
     examples = {failure.data: failure.examples for failure in result.failures}
     assert examples["undeclared"][0].startswith("train.conllu.gz:1 «'NUON' in ")
     assert examples["misaligned"][0].startswith("train.conllu.gz:1 «8 words, 7 labels: ")
+    assert examples["malformed"] == ("train.conllu.gz:7 «HEAD of word 2 is 6»",)
     assert examples["repeated"][0].startswith("train.conllu.gz:1 «")
     assert (
         "overlap: share of sentences that occur in an earlier split is 0.25, allowed at most 0.05" in result.message()
@@ -298,6 +304,7 @@ def test_a_subject_can_be_given_any_name(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_real_text_and_treebanks_pass_with_the_default_thresholds(shared: Path, tmp_path: Path) -> None:
+    read = partial(TokenClassification.read, pos(labels=UPOS))
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "mini-multilingual-6x384")
     # The least text in the script, the most foreign lines, the most unknown sub-words, the most repeated sentences.
     for code, script, treebank in [
@@ -307,7 +314,7 @@ def test_real_text_and_treebanks_pass_with_the_default_thresholds(shared: Path, 
     ]:
         folder = shared / "data" / "ud" / treebank
         splits = {
-            name: list(read_rows(Source(scheme="conllu", location=str(folder / f"{name}.conllu.gz"))))
+            name: list(read(Source(scheme="conllu", location=str(folder / f"{name}.conllu.gz"))))
             for name in ("train", "dev", "test")
             if (folder / f"{name}.conllu.gz").is_file()
         }
