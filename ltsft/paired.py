@@ -63,7 +63,7 @@ def paired_bootstrap(
     Raises:
         ConfigError: the two are not outcomes of the same sentences, or there are none.
     """
-    a, b = np.asarray(candidate, dtype=np.float64), np.asarray(champion, dtype=np.int64)
+    a, b = np.asarray(candidate, dtype=np.float64), np.asarray(champion, dtype=np.float64)
     if a.ndim != 2 or a.shape != b.shape or a.shape[1] != 2 or not len(a):
         raise ConfigError(
             f"a paired comparison takes (correct, counted) of the same sentences, got shapes {a.shape} and {b.shape}"
@@ -72,7 +72,7 @@ def paired_bootstrap(
         raise ConfigError("the two models were not scored on the same sentences: what was counted differs")
     if not a[:, 1].sum():
         raise ConfigError("nothing was counted in the test set")
-    gain, counted = (a[:, 0] - b[:, 0]).astype(np.float64), a[:, 1].astype(np.float64)
+    gain, counted = a[:, 0] - b[:, 0], a[:, 1]
     differences = _resampled(gain, counted, resamples=resamples, rng=np.random.default_rng(seed))
     return PairedDifference(
         difference=float(gain.sum() / counted.sum()),

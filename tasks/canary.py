@@ -26,7 +26,7 @@ def run_canary(
     tracking_uri: str,
     sentences: Sequence[Sequence[str]],
     gold: Sequence[Sequence[str]],
-    correct: Sequence[int],
+    correct: Sequence[float],
     labels: Sequence[str],
     timeout_seconds: float,
 ) -> Canary:
@@ -71,7 +71,7 @@ def _ask(uri: str, tracking_uri: str, sentences: Sequence[Sequence[str]], timeou
 
 
 def _problem(
-    answer: list[list[str | None]], gold: Sequence[Sequence[str]], correct: Sequence[int], labels: Sequence[str]
+    answer: list[list[str | None]], gold: Sequence[Sequence[str]], correct: Sequence[float], labels: Sequence[str]
 ) -> str:
     lengths, wanted = [len(row) for row in answer], [len(row) for row in gold]
     if lengths != wanted:
@@ -82,7 +82,7 @@ def _problem(
     right = [sum(a == b for a, b in zip(row, want, strict=True)) for row, want in zip(answer, gold, strict=True)]
     off = sum(abs(a - b) for a, b in zip(right, correct, strict=True))
     if off > max(1.0, _TOLERATED * sum(wanted)):
-        return f"{sum(right)} of {sum(wanted)} words are right, when it was scored {sum(correct)} were"
+        return f"{sum(right)} of {sum(wanted)} words are right, when it was scored {sum(correct):g} were"
     return ""
 
 

@@ -199,7 +199,7 @@ def test_a_cell_keeps_the_outcome_of_every_test_sentence(finished_project: Path,
     assert cell is not None
     outcomes = np.load(workspace.tracker.download(cell.run_id, "outcomes/seed-1.npy"), allow_pickle=False)
     assert outcomes.shape == (cell.metrics["test_sentences"], 2)
-    assert outcomes[:, 1].sum() == cell.metrics["test_words"]
+    assert outcomes[:, 1].sum() == cell.metrics["test_size"]
     assert outcomes[:, 0].sum() / outcomes[:, 1].sum() == pytest.approx(cell.metrics["score.seed.1"])
 
 
