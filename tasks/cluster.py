@@ -6,6 +6,7 @@ Inside the cluster it uses the pod's service account, elsewhere the kubeconfig t
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -129,7 +130,7 @@ def _ask(work: Callable[[Any], Awaitable[_T]]) -> _T:
                 config.load_incluster_config()  # type: ignore[no-untyped-call]
                 client = ApiClient()
             except config.ConfigException:
-                client = await config.new_client_from_config()
+                client = await config.new_client_from_config(config_file=os.environ.get("KUBECONFIG"))
             async with client:
                 return await work(client)
         except (ApiException, aiohttp.ClientError, config.ConfigException, OSError) as error:

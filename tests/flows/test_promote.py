@@ -113,16 +113,13 @@ def _mlflow_gives_what_a_server_gives(workspace: Workspace, uri: str, monkeypatc
     import mlflow
     from mlflow.pyfunc import scoring_server
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(workspace.tracker.tracking_uri)
-    try:
-        loaded = mlflow.pyfunc.load_model(uri)
-        text = loaded.input_example["text"][0]
-        table = loaded.predict(pd.DataFrame({"text": [text]}))
-        client = TestClient(scoring_server.init(loaded))
-        served = client.post("/invocations", json={"dataframe_records": [{"text": text}]}).json()["predictions"]
-    finally:
-        mlflow.set_tracking_uri(before)
+    # `mlflow.set_tracking_uri` would leave a variable in the environment, and with it its store to all later tests.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace.tracker.tracking_uri)
+    loaded = mlflow.pyfunc.load_model(uri)
+    text = loaded.input_example["text"][0]
+    table = loaded.predict(pd.DataFrame({"text": [text]}))
+    client = TestClient(scoring_server.init(loaded))
+    served = client.post("/invocations", json={"dataframe_records": [{"text": text}]}).json()["predictions"]
     registry = open_registry(workspace)
     engine = Engine(load_base(workspace.base.id), limits=Limits())
     admitted = engine.admit(Release(1, registry.version(SLOT, 1).composition), registry)
