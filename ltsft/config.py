@@ -16,6 +16,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
+from ltsft.composition import CompositionSettings
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 from ltsft.named_source import Frozen, Sources, as_list
@@ -79,6 +80,7 @@ class TargetTask(Frozen):
     )
     sampling: Sampling = Sampling()
     test: dict[str, Sources]
+    dev: dict[str, Sources] = Field({}, description="what weights of compositions may be searched on, by language")
     supervised: dict[str, LabelledData] = Field({})
 
     @field_validator("objective")
@@ -131,6 +133,11 @@ class TargetTask(Frozen):
         """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
         return self.sources if language == self.source_name else {language: self.supervised[language]}
 
+    def held_out(self, language: str) -> tuple[Source, ...]:
+        """Give the labelled data of a language that nothing was trained on and that is not its test set; often none."""
+        labelled = {**self.supervised, **self.sources}.get(language)
+        return self.dev.get(language) or (labelled.dev if labelled is not None else ())
+
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its path below the target task."""
         found: dict[str, Source] = {}
@@ -138,8 +145,9 @@ class TargetTask(Frozen):
             for code, labelled in data.items():
                 found |= {f"{section}.{code}.train[{i}]": source for i, source in enumerate(labelled.train)}
                 found |= {f"{section}.{code}.dev[{i}]": source for i, source in enumerate(labelled.dev)}
-        for code, sources in self.test.items():
-            found |= {f"test.{code}[{i}]": source for i, source in enumerate(sources)}
+        for split, by_language in (("test", self.test), ("dev", self.dev)):
+            for code, sources in by_language.items():
+                found |= {f"{split}.{code}[{i}]": source for i, source in enumerate(sources)}
         return found
 
 
@@ -180,6 +188,7 @@ class Recipe(Frozen):
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
@@ -204,7 +213,7 @@ class Recipe(Frozen):
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
         # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
-        plain = {"values": "float32", "processes": 1, "head": None}
+        plain = {"values": "float32", "processes": 1, "head": None, "disjoint": False}
         values = self.model_dump(mode="json", exclude={"seeds"})
         return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
@@ -227,6 +236,7 @@ class Project(Frozen):
     unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
     target_tasks: dict[str, TargetTask] = Field({})
     recipes: dict[str, Recipe]
+    composition: CompositionSettings = CompositionSettings()
     gates: Gates = Gates()
     store: Store
 
@@ -366,6 +376,13 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         for name in floors
         if name not in targets
     ]
+    problems += [
+        f"composition.by_language.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
+        for code in _as_mapping(_as_mapping(raw.get("composition")).get("by_language"))
+        if code not in languages
+    ]
+    if _as_mapping(recipes.get("language")).get("disjoint"):
+        problems.append("recipes.language.disjoint: must be false: a language SFT has no other SFT to keep out of")
     known = ["language", *map(str, targets)]
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
@@ -373,7 +390,7 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
     for name, target in targets.items():
         if name not in recipes:
             problems.append(f"recipes.{name}: missing; it says how the SFT of target task {name} is learnt")
-        for section in ("sources", "test", "supervised"):
+        for section in ("sources", "test", "dev", "supervised"):
             problems += [
                 f"target_tasks.{name}.{section}.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
                 for code in _as_mapping(_as_mapping(target).get(section))

@@ -254,7 +254,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "base": {**encoder, "head": prints.head},
                 "test": prints.of(test),
                 **_reading(target),
-                "rule": "sum",
+                **project.composition.key_parts(code),
             }
             add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
     return list(found.values())
@@ -295,6 +295,7 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         "objective": "objective changed",
         "sampling": "sampling of source languages changed",
         "rule": "composition rule changed",
+        "weights": "composition weights changed",
     }
     reasons += [text for part, text in words.items() if before.get(part) != now.get(part)]
     if before.get("procedure") != now.get("procedure"):

@@ -24,7 +24,7 @@ from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
-from ltsft.errors import TrainingError
+from ltsft.errors import ConfigError, TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
@@ -76,6 +76,7 @@ def train_sft(
     data: TrainingData | Sequence[TrainingData],
     folder: Path,
     applied: Sequence[SFT] = (),
+    apart_from: Sequence[SFT] = (),
     source_languages: tuple[str, ...] = (),
     details: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 300.0,
@@ -101,6 +102,7 @@ def train_sft(
         folder: for checkpoints; the caller removes it after success. Never shared by two trainings.
         applied: SFTs that are part of the starting point (the source language's, for a task SFT); diffs are counted
             from base + these.
+        apart_from: SFTs whose supports are not selected from, where the recipe says `disjoint`.
         source_languages: recorded in the SFT.
         details: recorded in the SFT: data fingerprints, parents.
         checkpoint_seconds: time between checkpoints: the most work that a kill can cost.
@@ -129,6 +131,13 @@ def train_sft(
                 module.p = recipe.dropout
     roles = parameter_roles(model, recipe.freeze)
     k = support_size(density=recipe.density, size=recipe.size, maskable=roles.size)
+    barred = _supports(apart_from) if recipe.disjoint else {}
+    free = roles.size - sum(indices.numel() for name, indices in barred.items() if name in roles.maskable)
+    if k > free:
+        raise ConfigError(
+            f"{kind} SFT {subject}: disjoint leaves {free} of {roles.size} weights to select from, but K is {k}; lower "
+            "the density here or that of the language SFTs"
+        )
     with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
         chosen = {name: _Chosen.nothing() for name in roles.maskable}
         history: list[dict[str, Any]] = []
@@ -136,8 +145,8 @@ def train_sft(
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                model, objective, roles, recipe, seed, iteration, each, folder, checkpoint_seconds, device, on_progress,
-                should_stop,
+                model, objective, roles, recipe, barred, seed, iteration, each, folder, checkpoint_seconds, device,
+                on_progress, should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
             history += [
@@ -202,6 +211,7 @@ class _Iteration:
     objective: Objective
     roles: Roles
     recipe: Recipe
+    barred: Mapping[str, Tensor]
     seed: int
     number: int
     data: TrainingData
@@ -261,7 +271,7 @@ class _Iteration:
         if not file.is_file():
             self._report("selection")
             earlier = {name: chosen.indices for name, chosen in taken.items()}
-            new = select_magnitude(maskable, origin, quota, taken=earlier)
+            new = select_magnitude(maskable, origin, quota, taken=_united(earlier, self.barred))
             support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
             if is_first_process():
@@ -335,6 +345,19 @@ def derive_seed(*parts: object) -> int:
     """Give a seed that depends on all of the parts, in [0, 2**31)."""
     digest = hashlib.sha256(json.dumps([str(p) for p in parts]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _supports(sfts: Iterable[SFT]) -> dict[str, Tensor]:
+    """Give the weights that some of the SFTs change: strictly increasing flat indices, int32, by parameter."""
+    found: dict[str, Tensor] = {}
+    for sft in sfts:
+        found = _united({name: diff.indices for name, diff in sft.diffs.items()}, found)
+    return found
+
+
+def _united(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put supports together, parameter by parameter."""
+    return {name: torch.unique(torch.cat([s[name] for s in (a, b) if name in s])) for name in {**a, **b}}
 
 
 def _at(weights: Tensor, indices: Tensor) -> Tensor:

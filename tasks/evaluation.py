@@ -65,6 +65,7 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
         source=_sft(workspace, language_subject(source)),
         supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
+        weights=workspace.project.composition.weights_of(product.language),
     )
     run.log_metrics(scored.metrics)
     run.set_tags({MEASURED_SEED: str(seeds[0])})
@@ -77,7 +78,7 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
 
 
 def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
-    """Give what scores compositions of a target task, on the base of the project."""
+    """Give what scores compositions of a target task by the rule of the project, on its base."""
     recipe = workspace.project.recipes["language"]
     return _scorer(
         workspace.base,
@@ -87,6 +88,7 @@ def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
         recipe.mask_probability,
         recipe.precision,
         workspace.device,
+        workspace.project.composition.rule,
     )
 
 
@@ -203,10 +205,11 @@ def _scorer(
     mask_probability: float,
     precision: Precision,
     device: str,
+    rule: str,
 ) -> Scorer:
     target_objective = OBJECTIVES[objective](base.tokenizer, labels=labels, max_length=max_length)
     masked_lm = MaskedLM(base.tokenizer, mask_probability=mask_probability)
-    return Scorer(base, target_objective, masked_lm, precision=precision, device=device)
+    return Scorer(base, target_objective, masked_lm, precision=precision, device=device, rule=rule)
 
 
 def _sft(workspace: Workspace, subject: str) -> SFT:

@@ -98,6 +98,7 @@ def task_training(
     split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
     sfts = {code: load_sft(folder) for code, folder in sources.items()}
     common = {"kind": "task", "subject": target.name, "recipe": recipe, "source_languages": tuple(split)}
+    common["apart_from"] = list(sfts.values())
     if len(split) == 1:
         (data,), applied = split.values(), list(sfts.values())
         return {**common, "objective": objective, "data": data, "applied": applied}
