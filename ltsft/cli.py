@@ -23,6 +23,7 @@ from ltsft.console import (
     AsJson,
     BaseOption,
     DataRoot,
+    MethodOption,
     Overrides,
     ProjectFile,
     console,
@@ -55,6 +56,7 @@ def plan(
     file: ProjectFile,
     data_root: DataRoot = None,
     base: BaseOption = None,
+    method: MethodOption = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +64,7 @@ def plan(
     with told_errors():
         from tasks.workspace import open_workspace
 
-        made = open_workspace(project_ref(file, data_root, base, overrides)).plan
+        made = open_workspace(project_ref(file, data_root, base, overrides, method)).plan
     if as_json:
         print(json.dumps([step.as_row() for step in made.steps], indent=2))
         return
@@ -80,6 +82,7 @@ def run(
     file: ProjectFile,
     data_root: DataRoot = None,
     base: BaseOption = None,
+    method: MethodOption = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show all of Prefect's log lines.")] = False,
@@ -88,7 +91,7 @@ def run(
     has_bars = sys.stderr.isatty() and not verbose
     if has_bars:  # the bars show what matters; all log lines are in Prefect
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    ref = project_ref(file, data_root, base, overrides)
+    ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
         from tasks.matrix import read_matrix, restore_page
         from tasks.workspace import open_workspace

@@ -19,6 +19,8 @@ from pydantic import ValidationError as PydanticError
 from ltsft.composition import CompositionSettings
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
+from ltsft.method_recipes import unknown_methods, work_out_recipes
+from ltsft.methods import LT_SFT
 from ltsft.named_source import Frozen, Sources, as_list
 from ltsft.named_source import Source as Source  # it is part of what this module offers
 
@@ -218,6 +220,12 @@ class Recipe(Frozen):
         return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
+class MethodRecipes(Frozen):
+    """The recipes of a method: those of the project, with what its own section sets in their place."""
+
+    recipes: dict[str, Recipe] = Field({})
+
+
 class Store(Frozen):
     """Where products and checkpoints of this project are kept on this machine."""
 
@@ -235,10 +243,25 @@ class Project(Frozen):
     languages: dict[str, Language] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
     target_tasks: dict[str, TargetTask] = Field({})
+    method: str = Field(LT_SFT, description="how SFTs are learnt")
+    methods: dict[str, MethodRecipes] = Field({}, description="what of `recipes` is otherwise for a method")
     recipes: dict[str, Recipe]
     composition: CompositionSettings = CompositionSettings()
     gates: Gates = Gates()
     store: Store
+
+    @model_validator(mode="after")
+    def _suits_methods(self) -> Project:
+        from ltsft.methods.registry import METHODS
+
+        problems = []
+        for name, theirs in self.methods.items() if METHODS.keys() >= self.methods.keys() else ():
+            found = [(part, line) for part, recipe in theirs.recipes.items() for line in METHODS[name].problems(recipe)]
+            place = "recipes" if name == self.method else f"methods.{name}.recipes"
+            problems += [f"{place}.{part}.{line}" for part, line in found]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     @model_validator(mode="after")
     def _suits_several_sources(self) -> Project:
@@ -260,14 +283,24 @@ class Project(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        """Copy the keys of `languages` and `target_tasks` into what they name."""
-        value = dict(value)
+        """Copy the keys of `languages` and `target_tasks` into what they name; work out the recipes of each method."""
+        value = work_out_recipes(dict(value))
         for section, field in (("languages", "code"), ("target_tasks", "name")):
             entries = value.get(section)
             if isinstance(entries, Mapping):
                 value[section] = {k: {**v, field: k} if isinstance(v, Mapping) else v for k, v in entries.items()}
         value.setdefault("store", {"folder": f"work/{value.get('name', 'project')}"})
         return value
+
+    def with_method(self, name: str) -> Project:
+        """Give the same project with another method: the same data and store, that method's recipes, other keys.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        if name not in self.methods:
+            raise ConfigError(f"there is no method {name!r}; allowed are {', '.join(self.methods)}")
+        return self.model_copy(update={"method": name, "recipes": self.methods[name].recipes})
 
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its dotted path in the project file."""
@@ -284,6 +317,7 @@ def load_project(
     *,
     data_root: str | None = None,
     base: str | None = None,
+    method: str | None = None,
     overrides: Iterable[str] = (),
     check_files: bool = True,
 ) -> Project:
@@ -293,6 +327,7 @@ def load_project(
         path: the YAML file.
         data_root: folder or URL that relative sources start from; replaces the file's and ``LTSFT_DATA_ROOT``.
         base: hub id (``id@revision``) or folder of the base; replaces the file's id and revision.
+        method: how SFTs are learnt; replaces the file's.
         overrides: ``dotted.path=value`` each, the value in YAML: ``recipes.language.density=0.05``.
         check_files: whether local data must be there; who serves or rolls back has none.
 
@@ -317,6 +352,8 @@ def load_project(
     if base is not None:
         identifier, _, revision = base.partition("@")
         raw["base"] = {"id": identifier, "revision": revision or None}
+    if method is not None:
+        raw["method"] = method
     root = data_root or os.environ.get("LTSFT_DATA_ROOT") or raw.get("data_root") or "."
     raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
     problems = _reference_problems(raw)
@@ -387,6 +424,7 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
     ]
+    problems += unknown_methods(raw, known)
     for name, target in targets.items():
         if name not in recipes:
             problems.append(f"recipes.{name}: missing; it says how the SFT of target task {name} is learnt")
@@ -413,7 +451,7 @@ def _field_problems(error: PydanticError) -> list[str]:
         got = item.get("input")
         shown = f", got {got!r}" if isinstance(got, (str, int, float)) and item["type"] != "extra_forbidden" else ""
         lines += [f"{where + ': ' if where else ''}{line}{shown}" for line in message.splitlines()]
-    return lines
+    return [line for line in lines if not (line.startswith("methods.") and line.split(".", 2)[-1] in lines)]
 
 
 class ProjectRef(Frozen):
@@ -422,6 +460,7 @@ class ProjectRef(Frozen):
     file: str
     data_root: str | None = None
     base: str | None = None
+    method: str | None = None
     overrides: tuple[str, ...] = ()
 
     def load(self, *, check_files: bool = True) -> Project:
@@ -434,5 +473,10 @@ class ProjectRef(Frozen):
             ConfigError: naming everything that is wrong at once.
         """
         return load_project(
-            self.file, data_root=self.data_root, base=self.base, overrides=self.overrides, check_files=check_files
+            self.file,
+            data_root=self.data_root,
+            base=self.base,
+            method=self.method,
+            overrides=self.overrides,
+            check_files=check_files,
         )

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft import scoring, train
-from ltsft.config import LabelledData, Project, Source, TargetTask
+from ltsft.config import LabelledData, Project, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
+from ltsft.methods import LT_SFT
+from ltsft.methods.registry import METHODS
 
 __all__ = [
     "Existing",
@@ -179,7 +181,8 @@ def make_plan(
     newest: dict[str, Existing] = {}
     for record in existing:
         by_key.setdefault(record.key, record)
-        newest.setdefault(record.subject, record)
+        if record.parts.get("method", LT_SFT) == project.method:
+            newest.setdefault(record.subject, record)
     failed = failures or {}
     steps = []
     for product in products(project, prints):
@@ -197,22 +200,31 @@ def make_plan(
 
 def products(project: Project, prints: Fingerprints) -> list[Product]:
     """List every product of a project with its key, each after those that it needs."""
+    method = METHODS[project.method]
+    named = {} if method.name == LT_SFT else {"method": method.name}
+    unused = {"full", "sparse"} - set(method.phases)
     encoder = {"encoder": prints.encoder, "tokenizer": prints.tokenizer}
     found: dict[str, Product] = {}
 
     def add(kind: str, subject: str, parts: dict[str, Any], needs: Iterable[str], **facts: Any) -> None:
         upstream = {need: found[need].key for need in needs}
-        parts = {"kind": kind, **parts, "upstream": upstream}
+        parts = {"kind": kind, **named, **parts, "upstream": upstream}
         found[subject] = Product(kind, subject, _hash(parts), parts, tuple(upstream), **facts)
 
+    def key_of(recipe: Recipe, seed: int) -> dict[str, Any]:
+        return {name: value for name, value in recipe.of_seed(seed).items() if name not in unused}
+
+    def languages_of(codes: Iterable[str]) -> list[str]:
+        return [language_subject(code) for code in codes] if method.has_languages else []
+
     recipe = project.recipes["language"]
-    for code, language in project.languages.items():
+    for code, language in project.languages.items() if method.has_languages else ():
         parts = {
             "procedure": train.VERSION,
             "language": code,
             "base": {**encoder, "head": prints.head},
             "text": prints.of(language.text),
-            "recipe": recipe.of_seed(recipe.seeds[0]),
+            "recipe": key_of(recipe, recipe.seeds[0]),
         }
         add("language", language_subject(code), parts, (), language=code, seed=recipe.seeds[0])
 
@@ -232,11 +244,11 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "train": _of_languages({code: prints.of(labelled.train) for code, labelled in data.items()}),
                 "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
                 **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
-                "recipe": task_recipe.of_seed(seed),  # noqa: B023
+                "recipe": key_of(task_recipe, seed),  # noqa: B023
             }
             facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
             if subject not in found:
-                add("task", subject, parts, map(language_subject, data), **facts)
+                add("task", subject, parts, languages_of(data), **facts)
             return subject
 
         source = target.source_name
@@ -246,7 +258,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
             for code, data in target.supervised.items()
         }
         for code, test in target.test.items():
-            needs = [language_subject(code), *sources, *([supervised[code]] if code in supervised else [])]
+            needs = [*languages_of([code]), *sources, *([supervised[code]] if code in supervised else [])]
             parts = {
                 "procedure": scoring.VERSION,
                 "language": code,
