@@ -44,8 +44,4 @@ def _row(plan: Plan, language: str) -> set[str]:
     """Give the subjects of a language's SFT, its cells, and everything that the cells are made from."""
     wanted = {plan.step(language_subject(language)).product.subject}
     wanted |= {step.product.subject for step in plan.of_kind("cell") if step.product.language == language}
-    while True:
-        needed = {need for subject in wanted for need in plan.step(subject).product.needs}
-        if needed <= wanted:
-            return wanted
-        wanted |= needed
+    return plan.with_needs(wanted)

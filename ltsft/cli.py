@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ltsft.cli_experiments import experimenting
 from ltsft.cli_release import releasing
 from ltsft.config import ProjectRef
 from ltsft.console import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
+app.add_typer(experimenting)
 app.add_typer(releasing)
 
 

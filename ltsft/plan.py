@@ -138,6 +138,19 @@ class Plan:
         """Give the steps of a kind: "language", "task" or "cell"."""
         return tuple(step for step in self.steps if step.product.kind == kind)
 
+    def with_needs(self, subjects: Iterable[str]) -> set[str]:
+        """Give these subjects and everything that they are made from.
+
+        Raises:
+            ConfigError: the project asks for no such product.
+        """
+        wanted = set(subjects)
+        while True:
+            needed = {need for subject in wanted for need in self.step(subject).product.needs}
+            if needed <= wanted:
+                return wanted
+            wanted |= needed
+
     @property
     def stale(self) -> tuple[Step, ...]:
         """The steps that are not up to date."""

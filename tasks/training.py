@@ -95,7 +95,7 @@ def task_training(
     """
     recipe = project.recipes[target.name]
     objective = objective_of(target, base, recipe.max_length)
-    split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    split = {code: split_examples(objective, target, labelled) for code, labelled in target.labelled(language).items()}
     sfts = {code: load_sft(folder) for code, folder in sources.items()}
     common = {"kind": "task", "subject": target.name, "recipe": recipe, "source_languages": tuple(split)}
     common["apart_from"] = list(sfts.values())
@@ -120,7 +120,7 @@ def task_training(
     }
 
 
-def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
+def split_examples(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
     """Give what is trained on and what is held out: the dev data, or else every tenth training sentence."""
     examples = objective.examples(labelled_rows(target, data.train))
     if data.dev:
