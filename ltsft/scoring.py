@@ -82,9 +82,9 @@ class Scorer:
         self,
         data: CellData,
         *,
-        language: SFT,
+        language: SFT | None,
         tasks: Sequence[SFT],
-        source: SFT,
+        source: SFT | None,
         supervised: SFT | None = None,
     ) -> CellScore:
         """Score one cell.
@@ -96,16 +96,17 @@ class Scorer:
 
         Args:
             data: what it is scored on.
-            language: the language SFT.
+            language: the language SFT; None where the method has none: the task SFT alone is then what is scored.
             tasks: the task SFT of each seed.
-            source: the SFT of the source language.
+            source: the SFT of the source language; None where the method has none.
             supervised: a task SFT learnt from labelled data of this language.
 
         Raises:
             CompositionError: an SFT does not fit the base or the others.
         """
-        composed_scores = [self._tag(data.test, [(language, 1.0), (task, 1.0)]) for task in tasks]
+        spoken: list[Part] = [] if language is None else [(language, 1.0)]
         alone = [self._tag(data.test, [(task, 1.0)]) for task in tasks]
+        composed_scores = [self._tag(data.test, [*spoken, (task, 1.0)]) for task in tasks] if spoken else alone
         scores = [e.score for e in composed_scores]
         metrics = {
             "score": fmean(scores),
@@ -128,9 +129,10 @@ class Scorer:
             metrics[f"score.seed.{seed}"] = with_language.score
             metrics[f"score_task_only.seed.{seed}"] = without.score
         if supervised is not None:
-            metrics["score_supervised"] = self._tag(data.test, [(language, 1.0), (supervised, 1.0)]).score
-        metrics |= interference(language, tasks[0]).metrics(details=True)
-        metrics |= self._functional(data, language, tasks[0], source)
+            metrics["score_supervised"] = self._tag(data.test, [*spoken, (supervised, 1.0)]).score
+        if language is not None and source is not None:
+            metrics |= interference(language, tasks[0]).metrics(details=True)
+            metrics |= self._functional(data, language, tasks[0], source)
         return CellScore(metrics, outcomes)
 
     def outcomes(self, test: Sequence[Any], parts: Sequence[Part]) -> Outcomes:
