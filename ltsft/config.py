@@ -19,8 +19,7 @@ from pydantic import ValidationError as PydanticError
 from ltsft.composition import CompositionSettings
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
-from ltsft.method_recipes import unknown_methods, work_out_recipes
-from ltsft.methods import LT_SFT
+from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
 from ltsft.named_source import Frozen, Sources, as_list
 from ltsft.named_source import Source as Source  # it is part of what this module offers
 
@@ -169,6 +168,10 @@ class Phase(Frozen):
         return self
 
 
+_SINCE = ("disjoint", "values", "processes", "head", "rank", "variance", "high_order", "reduction")
+"""Settings of a recipe that are younger than the first keys."""
+
+
 class Recipe(Frozen):
     """How an SFT is learnt. Everything here is part of the key of the SFT."""
 
@@ -193,6 +196,10 @@ class Recipe(Frozen):
     disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
+    rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
+    variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
+    high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
+    reduction: float | None = Field(None, gt=0, description="hidden size over the width of a bottleneck (mad_x)")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -215,7 +222,7 @@ class Recipe(Frozen):
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
         # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
-        plain = {"values": "float32", "processes": 1, "head": None, "disjoint": False}
+        plain = {name: type(self).model_fields[name].default for name in _SINCE}
         values = self.model_dump(mode="json", exclude={"seeds"})
         return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 

@@ -92,9 +92,9 @@ class Scorer:
         self,
         data: CellData,
         *,
-        language: SFT,
+        language: SFT | None,
         tasks: Sequence[SFT],
-        source: SFT,
+        source: SFT | None,
         supervised: SFT | None = None,
         weights: PartWeights = WHOLE,
     ) -> CellScore:
@@ -107,9 +107,9 @@ class Scorer:
 
         Args:
             data: what it is scored on.
-            language: the language SFT.
+            language: the language SFT; None where the method has none: the task SFT alone is then what is scored.
             tasks: the task SFT of each seed.
-            source: the SFT of the source language.
+            source: the SFT of the source language; None where the method has none.
             supervised: a task SFT learnt from labelled data of this language.
             weights: of the language SFT and of the task SFT where they are composed. The task SFT alone, and the
                 supervised one, count whole: they are what the composition is compared with.
@@ -117,8 +117,9 @@ class Scorer:
         Raises:
             CompositionError: an SFT does not fit the base or the others.
         """
-        composed_scores = [self._tag(data.test, [(language, weights.language), (task, weights.task)]) for task in tasks]
+        spoken: list[Part] = [] if language is None else [(language, weights.language)]
         alone = [self._tag(data.test, [(task, 1.0)]) for task in tasks]
+        composed_scores = [self._tag(data.test, [*spoken, (task, weights.task)]) for task in tasks] if spoken else alone
         scores = [e.score for e in composed_scores]
         metrics = {
             "score": fmean(scores),
@@ -141,9 +142,11 @@ class Scorer:
             metrics[f"score.seed.{seed}"] = with_language.score
             metrics[f"score_task_only.seed.{seed}"] = without.score
         if supervised is not None:
-            metrics["score_supervised"] = self._tag(data.test, [(language, 1.0), (supervised, 1.0)]).score
-        metrics |= interference(language, tasks[0]).metrics(details=True)
-        metrics |= self._functional(data, language, tasks[0], source, weights)
+            whole: list[Part] = [(sft, 1.0) for sft, _ in spoken]
+            metrics["score_supervised"] = self._tag(data.test, [*whole, (supervised, 1.0)]).score
+        if language is not None and source is not None:
+            metrics |= interference(language, tasks[0]).metrics(details=True)
+            metrics |= self._functional(data, language, tasks[0], source, weights)
         return CellScore(metrics, outcomes)
 
     def outcomes(self, test: Sequence[Any], parts: Sequence[Part]) -> Outcomes:

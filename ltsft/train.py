@@ -25,7 +25,9 @@ from ltsft.compose import composed
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
 from ltsft.errors import ConfigError, TrainingError
-from ltsft.mask import select_magnitude, support_size
+from ltsft.method_recipes import LT_SFT
+from ltsft.methods import SupportMethod
+from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
 from ltsft.processes import is_first_process, join_processes, wait_for_all
@@ -73,6 +75,7 @@ def train_sft(
     subject: str,
     recipe: Recipe,
     seed: int,
+    method: str = LT_SFT,
     data: TrainingData | Sequence[TrainingData],
     folder: Path,
     applied: Sequence[SFT] = (),
@@ -96,6 +99,7 @@ def train_sft(
         subject: the language or the target task.
         recipe: density, phases, batches.
         seed: of the head, the order of examples, masking and dropout.
+        method: how it is learnt, one of `ltsft.methods.registry`.
         data: what is trained on and what is held out. Several are trained on one after the other, each in a round of
             its own, like the iterations of a recipe: each adds its share of K. The held-out score of each is then
             measured after its round and at the end, in `details["forgetting"]`.
@@ -129,8 +133,9 @@ def train_sft(
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = recipe.dropout
-    roles = parameter_roles(model, recipe.freeze)
-    k = support_size(density=recipe.density, size=recipe.size, maskable=roles.size)
+    how = method_named(method)
+    roles = parameter_roles(model, recipe.freeze, has_norm_biases=how.has_norm_biases)
+    k = how.size(roles, recipe)
     barred = _supports(apart_from) if recipe.disjoint else {}
     free = roles.size - sum(indices.numel() for name, indices in barred.items() if name in roles.maskable)
     if k > free:
@@ -145,7 +150,7 @@ def train_sft(
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                model, objective, roles, recipe, barred, seed, iteration, each, folder, checkpoint_seconds, device,
+                how, model, objective, roles, recipe, barred, seed, iteration, each, folder, checkpoint_seconds, device,
                 on_progress, should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
@@ -176,7 +181,8 @@ def train_sft(
         labels=objective.labels,
         maskable=roles.size,
         source_languages=source_languages,
-        details={**(details or {}), "recipe": recipe.of_seed(seed), "history": history, **forgetting},
+        method=method,
+        details={**(details or {}), "recipe": how.used(recipe, seed), "history": history, **forgetting},
     )
 
 
@@ -205,8 +211,9 @@ class _Chosen:
 
 @dataclass
 class _Iteration:
-    """One round of full phase, selection, rewind and sparse phase."""
+    """One round of full phase, selection, rewind and sparse phase, as far as the method has them."""
 
+    method: SupportMethod
     model: nn.Module
     objective: Objective
     roles: Roles
@@ -234,18 +241,18 @@ class _Iteration:
         began = {name: _at(p, taken[name].indices) for name, p in maskable.items()}
         head_began = {name: p.detach().clone() for name, p in head.items()}
         origin = _TensorFile(self._write_starting_point(taken))
-        results.append(self._phase("full", None, origin))
+        if "full" in self.method.phases:
+            results.append(self._phase("full", None, origin))
         support = self._select(origin, taken, quota)
-        chosen = {}
-        with torch.no_grad():
-            for name, p in maskable.items():
-                start = origin[name]
-                chosen[name] = _Chosen(support[name], _at(start, support[name]))
-                p.copy_(start)
-                p.view(-1)[taken[name].indices.long().to(p.device)] = began[name].to(p.device)
-            for name, p in head.items():
-                p.copy_(head_began[name])
-        results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+        chosen = {name: _Chosen(support[name], _at(origin[name], support[name])) for name in maskable}
+        if "sparse" in self.method.phases:
+            with torch.no_grad():
+                for name, p in maskable.items():
+                    p.copy_(origin[name])
+                    p.view(-1)[taken[name].indices.long().to(p.device)] = began[name].to(p.device)
+                for name, p in head.items():
+                    p.copy_(head_began[name])
+            results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
         origin.file.unlink(missing_ok=True)
         return chosen, results
 
@@ -271,7 +278,9 @@ class _Iteration:
         if not file.is_file():
             self._report("selection")
             earlier = {name: chosen.indices for name, chosen in taken.items()}
-            new = select_magnitude(maskable, origin, quota, taken=_united(earlier, self.barred))
+            seed = derive_seed(self.seed, self.number, "selection")
+            barred = _united(earlier, self.barred)
+            new = self.method.select(maskable, origin, quota, taken=barred, recipe=self.recipe, seed=seed)
             support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
             if is_first_process():

@@ -10,6 +10,7 @@ from typing import Any
 
 from ltsft.errors import ReleaseError
 from ltsft.files import read_manifest
+from ltsft.methods.registry import method_named
 from ltsft.plan import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
 from ltsft.serving.answers import READERS
@@ -37,7 +38,7 @@ def scored_step(workspace: Workspace, slot: Slot) -> Step:
 
 
 def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
-    """Write the recipe of what would be released now: the language's SFT and the task SFT of the first seed.
+    """Write the recipe of what would be released now: the language's SFT, if any, and the task SFT of the first seed.
 
     Raises:
         ConfigError: the project has no such cell.
@@ -53,9 +54,10 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
     recipe = workspace.project.recipes[target.name]
     settings = workspace.project.composition
     weights = settings.weights_of(slot.language)
+    has_languages = method_named(workspace.project.method).has_languages
     subjects = {
-        language_subject(slot.language): weights.language,
-        task_subject(target.name, target.source_name, recipe.seeds[0]): weights.task,
+        **({language_subject(slot.language): weights.language} if has_languages else {}),
+        task_subject(target.name, target.source_name, recipe.seeds[0]): weights.task if has_languages else 1.0,
     }
     return Composition(
         language=slot.language,

@@ -20,6 +20,7 @@ from ltsft.config import Precision, Source, TargetTask
 from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
+from ltsft.methods.registry import method_named
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.pieces import cached_examples
@@ -50,20 +51,19 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     product = step.product
     source = target.source_language
     seeds = workspace.project.recipes[target.name].seeds
-    language_run = workspace.made(language_subject(product.language))
+    has_languages = method_named(workspace.project.method).has_languages
     supervised = task_subject(target.name, product.language, seeds[0])
-    held_out = workspace.tracker.download(language_run, HELD_OUT)
     data = CellData(
         test=_examples(workspace, target, target.test[product.language]),
         source_dev=_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
-        text=np.load(held_out, allow_pickle=False),
+        text=_held_out_text(workspace, product.language) if has_languages else (),
         majority=_majority(workspace, target),
     )
     scored = target_scorer(workspace, target).score(
         data,
-        language=workspace.load_sft(language_run),
+        language=_sft(workspace, language_subject(product.language)) if has_languages else None,
         tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
-        source=_sft(workspace, language_subject(source)),
+        source=_sft(workspace, language_subject(source)) if has_languages else None,
         supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
         weights=workspace.project.composition.weights_of(product.language),
     )
@@ -185,6 +185,13 @@ def _data_parts(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
     """Give what says which rows are read from some sources of a target task."""
     files = [(source.scheme, fingerprint(source)) for source in sources]
     return [target.objective, sorted(target.columns.items()), sorted(target.relabel.items()), files]
+
+
+def _held_out_text(workspace: Workspace, language: str) -> Sequence[Any]:
+    """Give the sequences of a language's text that its SFT was not learnt from."""
+    file = workspace.tracker.download(workspace.made(language_subject(language)), HELD_OUT)
+    text: Sequence[Any] = np.load(file, allow_pickle=False)
+    return text
 
 
 def _majority(workspace: Workspace, target: TargetTask) -> str | None:

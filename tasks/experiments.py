@@ -23,7 +23,7 @@ from ltsft.comparison import Comparison
 from ltsft.config import Project, ProjectRef, TargetTask
 from ltsft.errors import ConfigError, ServiceError
 from ltsft.fitting import Part
-from ltsft.methods.registry import METHODS
+from ltsft.methods.registry import method_named
 from ltsft.paired import Outcomes
 from ltsft.plan import Step, language_subject, task_subject
 from ltsft.sweep import DensitySweep, ScoredCell
@@ -159,7 +159,7 @@ def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]
     """
     seeds = workspace.project.recipes[target.name].seeds
     tasks = {seed: task_subject(target.name, target.source_name, seed) for seed in seeds}
-    languages = list(target.sources) if METHODS[workspace.project.method].has_languages else []
+    languages = list(target.sources) if method_named(workspace.project.method).has_languages else []
     subjects = [*tasks.values(), *map(language_subject, languages)]
     parts = {
         "kind": "fit",
@@ -233,7 +233,7 @@ def _outcomes(workspace: Workspace, record: Record, seed: int) -> Outcomes:
 
 def _fit(workspace: Workspace, target: TargetTask, tasks: Mapping[int, str]) -> dict[str, float]:
     scorer, objective = target_scorer(workspace, target), target_objective(workspace, target)
-    has_languages = METHODS[workspace.project.method].has_languages
+    has_languages = method_named(workspace.project.method).has_languages
     scores: dict[str, list[float]] = {"train_score": [], "held_out_score": []}
     for code, labelled in target.sources.items():
         split = split_examples(objective, target, labelled)

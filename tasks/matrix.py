@@ -13,6 +13,7 @@ from typing import Any
 
 from ltsft.config import TargetTask
 from ltsft.matrix import Cell, Matrix, MatrixLanguage
+from ltsft.method_recipes import LT_SFT
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Plan, Step, cell_subject
 from tasks.records import Record, canonical_json
@@ -45,7 +46,7 @@ def read_matrix(workspace: Workspace, reasons: Mapping[str, str] | None = None) 
     return Matrix(
         cells=cells,
         languages=languages,
-        title=project.name,
+        title=project.name if project.method == LT_SFT else f"{project.name}, {project.method}",
         artificial=project.artificial,
         created=datetime.now(UTC),
         base=project.base.id,

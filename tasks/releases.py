@@ -185,8 +185,8 @@ def measure(workspace: Workspace, candidate: Candidate, canary: Canary) -> Measu
         target_task=slot.target_task,
         outcomes=outcomes_of(workspace, candidate),
         majority=metrics["score_majority"],
-        overlap=metrics["interference.overlap"],
-        sign_conflict=metrics["interference.sign_conflict"],
+        overlap=metrics.get("interference.overlap", 0.0),  # a task SFT alone meets nothing
+        sign_conflict=metrics.get("interference.sign_conflict", 0.0),
         language_loss_change=metrics.get("functional.language_loss_change"),
         unvalidated=_unvalidated(workspace, candidate),
         canary=canary,
@@ -342,7 +342,10 @@ def _champion_outcomes(workspace: Workspace, candidate: Candidate, over: int) ->
 
 def _measured_now(workspace: Workspace, candidate: Candidate) -> dict[str, float]:
     """Measure the interference of this very composition: the cell measured that of another seed."""
-    language, target_sft = load_parts(candidate.composition, open_registry(workspace))
+    parts = load_parts(candidate.composition, open_registry(workspace))
+    if len(parts) == 1:
+        return {}
+    language, target_sft = parts
     met = interference(language[0], target_sft[0]).metrics(details=False)
     target = workspace.project.target_tasks[candidate.slot.target_task]
     held_out = workspace.tracker.download(candidate.composition.parts[0].run_id, HELD_OUT)
