@@ -1,4 +1,4 @@
-"""The commands of experiments: sweep-density and compare-methods. Thin, as in `ltsft/cli.py`."""
+"""The commands of experiments: sweep-density, compare-methods, search-weights. Thin, as in `ltsft/cli.py`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,34 @@ def compare_methods(
             seeds=_several(seeds, int) if seeds else None,
             target_task=target_task,
             languages=_several(languages, str) if languages else None,
+        )
+
+
+@experimenting.command(name="search-weights")
+def search_weights(
+    file: ProjectFile,
+    language_weights: Annotated[
+        str, typer.Option(help="Of the language SFT, with commas between.")
+    ] = "0,0.25,0.5,0.75,1,1.25",
+    task_weights: Annotated[str, typer.Option(help="Of the task SFT, with commas between.")] = "1",
+    rules: Annotated[str, typer.Option(help="Composition rules, with commas between.")] = "sum",
+    target_task: Targets = None,
+    data_root: DataRoot = None,
+    base: BaseOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score weights and rules of compositions on held-out data, never on test data; the SFTs have to exist."""
+    ref = project_ref(file, data_root, base, overrides)
+    with told_errors():
+        from flows.search_weights import search_weights as flow
+
+        _run(
+            flow,
+            ref,
+            language_weights=_several(language_weights, float),
+            task_weights=_several(task_weights, float),
+            rules=_several(rules, str),
+            target_task=target_task,
         )
 
 

@@ -58,6 +58,8 @@ def sweep_figure(sweep: DensitySweep) -> Figure:
                 spread = [100 * p.std for _, _, p in known]
                 axes.errorbar(xs, ys, yerr=spread, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.5)
         _dress(axes, title, reading, ticks)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - max(0.0, 1.0 - high + low) / 2, high + max(0.0, 1.0 - high + low) / 2)  # noise looks small
     best = sweep.best
     at = best.task_density if along_task else best.language_density
     panels[0, 0].plot([at], [100 * best.score], marker="o", markersize=13, fillstyle="none", color=LINE, linestyle="")

@@ -54,8 +54,8 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     has_languages = method_named(workspace.project.method).has_languages
     supervised = task_subject(target.name, product.language, seeds[0])
     data = CellData(
-        test=_examples(workspace, target, target.test[product.language]),
-        source_dev=_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
+        test=labelled_examples(workspace, target, target.test[product.language]),
+        source_dev=labelled_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
         text=_held_out_text(workspace, product.language) if has_languages else (),
         majority=_majority(workspace, target),
     )
@@ -77,8 +77,8 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     return dict(scored.metrics)
 
 
-def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
-    """Give what scores compositions of a target task by the rule of the project, on its base."""
+def target_scorer(workspace: Workspace, target: TargetTask, *, rule: str | None = None) -> Scorer:
+    """Give what scores compositions of a target task on the base of the project, by its rule or by another."""
     recipe = workspace.project.recipes["language"]
     return _scorer(
         workspace.base,
@@ -88,7 +88,7 @@ def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
         recipe.mask_probability,
         recipe.precision,
         workspace.device,
-        workspace.project.composition.rule,
+        rule or workspace.project.composition.rule,
     )
 
 
@@ -165,7 +165,7 @@ def _summary(matrix: Matrix) -> dict[str, float]:
     return metrics
 
 
-def _examples(
+def labelled_examples(
     workspace: Workspace, target: TargetTask, sources: tuple[Source, ...], rows: int | None = None
 ) -> Sequence[Any]:
     """Tokenise labelled data, or read what was tokenised before from the store folder."""

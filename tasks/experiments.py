@@ -168,7 +168,7 @@ def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]
         "composition": workspace.project.composition.rule,
         "upstream": {subject: workspace.plan.step(subject).product.key for subject in subjects},
     }
-    key = _hash(parts)
+    key = hash_of_parts(parts)
     with workspace.claim(key, f"fit {target.name}") as existing:
         if existing is None:
             name = f"fit {target.name}"
@@ -190,7 +190,7 @@ def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]
 )
 def log_experiment(workspace: Workspace, reported: Reported) -> str:
     """Log an experiment with its table, its plot and its children, unless this very one is logged; give its run."""
-    key = _hash({"kind": reported.kind, "procedure": VERSION, **reported.parts})
+    key = hash_of_parts({"kind": reported.kind, "procedure": VERSION, **reported.parts})
     with workspace.claim(key, reported.name) as existing:
         if existing is not None:
             return existing
@@ -249,5 +249,6 @@ def _fit(workspace: Workspace, target: TargetTask, tasks: Mapping[int, str]) -> 
     return {name: fmean(found) for name, found in scores.items()}
 
 
-def _hash(parts: Mapping[str, Any]) -> str:
+def hash_of_parts(parts: Mapping[str, Any]) -> str:
+    """Give the key of what is determined by these parts."""
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()

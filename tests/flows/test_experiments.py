@@ -73,17 +73,72 @@ def test_methods_are_compared_on_cells_that_exist_and_their_outcomes(
     workspace, ref = opened(changeable_project), ProjectRef(file=str(changeable_project))
     before = {run.info.run_id for run in runs(workspace)}
 
-    state = compare_methods(ref, methods=["lt_sft"], return_state=True)
+    state = compare_methods(ref, methods=["task_only"], return_state=True)
 
     assert state.is_completed(), state.message
-    assert by_subject(workspace, runs(workspace), before) == ["comparison pos"]
+    assert by_subject(workspace, runs(workspace), before) == [
+        "cell pos bb",
+        "cell pos cc",
+        "comparison pos",
+        "task pos aa seed 1",
+    ]
     (record,) = [r for r in workspace.tracker.records() if r.kind == "comparison"]
     rows = json.loads(workspace.tracker.download(record.run_id, "table.json").read_text())
-    assert [row["language"] for row in rows] == ["bb", "cc", "mean"]
-    cells = {r.tags["ltsft.language"]: r.metrics for r in workspace.tracker.records(kind="cell")}
+    assert [(row["method"], row["language"]) for row in rows] == [
+        (method, language) for method in ("lt_sft", "task_only") for language in ("bb", "cc", "mean")
+    ]
+    cells = {
+        r.tags["ltsft.language"]: r.metrics for r in workspace.tracker.records(kind="cell") if "method" not in r.parts
+    }
     assert rows[0]["score"] == cells["bb"]["score"]
     assert rows[1]["supervised"] == cells["cc"]["score_supervised"]
+    assert (
+        rows[3]["lower"]
+        <= rows[3]["difference"]
+        == pytest.approx(rows[3]["score"] - rows[0]["score"])
+        <= rows[3]["upper"]
+    )
     assert "supervised" in str(state.message)
+    assert workspace.tracker.download(record.run_id, "figures/comparison.png").is_file()
+
+    after = {run.info.run_id for run in runs(workspace)}
+    assert compare_methods(ref, methods=["task_only"], return_state=True).message == state.message
+    assert {run.info.run_id for run in runs(workspace)} == after
+
+
+def test_weights_are_searched_on_dev_data_alone_with_what_exists(
+    changeable_project: Path,
+    opened: Open,
+    runs: Callable[[Workspace], list[Any]],
+    set_value: Callable[[Path, str, Any], None],
+) -> None:
+    from flows.search_weights import search_weights
+
+    set_value(changeable_project, "target_tasks.pos.dev", {"bb": "conllu:bb-dev.conllu"})
+    workspace, ref = opened(changeable_project), ProjectRef(file=str(changeable_project))
+    assert not workspace.plan.stale, "dev data for the search are in no key"
+    for code in ("bb", "cc"):
+        (changeable_project.parent / "data" / f"{code}-test.conllu").rename(changeable_project.parent / f"{code}.away")
+        (changeable_project.parent / "data" / f"{code}-test.conllu").write_text("never read\n")
+    before = {run.info.run_id for run in runs(workspace)}
+    grid: dict[str, Any] = {"language_weights": [0.0, 1.0], "task_weights": [1.0], "rules": ["sum", "ties"]}
+
+    state = search_weights(ref, **grid, return_state=True)
+
+    assert state.is_completed(), state.message
+    assert "composition: {rule:" in str(state.message)
+    (made,) = [run for run in runs(workspace) if run.info.run_id not in before]
+    rows = json.loads(workspace.tracker.download(made.info.run_id, "table.json").read_text())
+    assert [(r["rule"], r["language_weight"]) for r in rows] == [
+        ("sum", 1.0),
+        ("sum", 0.0),
+        ("ties", 0.0),
+        ("ties", 1.0),
+    ]
+    assert all(r["mean"] == pytest.approx((r["score.bb"] + r["score.cc"]) / 2) for r in rows)
+    assert rows[1]["score.bb"] == rows[2]["score.bb"], "without a language part there are no signs to elect"
+    assert search_weights(ref, **grid, return_state=True).message == state.message
+    assert len(runs(workspace)) == len(before) + 1
 
 
 def test_a_density_or_target_task_that_cannot_be_is_told_before_anything_is_made(
