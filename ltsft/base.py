@@ -159,7 +159,7 @@ def load_base(id: str, revision: str | None = None) -> Base:
     return Base(id, revision, tokenizer)
 
 
-def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles:
+def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = (), *, has_norm_biases: bool = False) -> Roles:
     """Say which parameters may be sparse, which are head and which are frozen.
 
     The encoder's may be sparse, less its layer norms and what `freeze` names; parameters outside the encoder are the
@@ -170,12 +170,19 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
     Args:
         model: encoder with a head; output embeddings must be untied (`Base.masked_lm` does it).
         freeze: shell-style patterns over names relative to the encoder, such as ``embeddings.*``.
+        has_norm_biases: whether the biases of layer norms may be sparse, too.
 
     Raises:
         ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
     encoder = model.base_model
-    norms = {id(p) for module in encoder.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
+    norms = {
+        id(p)
+        for module in encoder.modules()
+        if _is_norm(module)
+        for name, p in module.named_parameters(recurse=False)
+        if not (has_norm_biases and name == "bias")
+    }
     pooler = pooler_parameters(model)
     inside = {name: p for name, p in encoder.named_parameters() if name not in pooler}
     patterns = tuple(freeze)

@@ -32,8 +32,10 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from ltsft.card import write_card
 from ltsft.errors import SFTFileError
 from ltsft.manifest import FORMAT_VERSION, DiffEntry, Manifest, parse_manifest, seal_manifest
+from ltsft.method_recipes import LT_SFT
 from ltsft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack
 from ltsft.sft import SFT, BaseRef, Diff
 
@@ -47,7 +49,6 @@ __all__ = [
     "load_sft",
     "read_manifest",
     "save_sft",
-    "write_card",
 ]
 
 TENSOR_FILE = "sft.safetensors"
@@ -146,6 +147,7 @@ def load_sft(folder: str | Path) -> SFT:
         labels=manifest.labels,
         maskable=manifest.maskable,
         source_languages=manifest.source_languages,
+        method=manifest.method,
         details=manifest.details,
         path=str(folder),
     )
@@ -165,65 +167,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     Raises:
         SFTFileError: There is no manifest, or it is not valid.
     """
-    content = _read_manifest(Path(folder)).model_dump(mode="json")
-    other = "target_task" if content["kind"] == "language" else "language"
-    return {key: value for key, value in content.items() if key != other}
-
-
-def write_card(sft: SFT) -> str:
-    """Write the model card of an SFT: what it is, its base and density, and how to load it.
-
-    Args:
-        sft: The SFT.
-
-    Returns:
-        Markdown with the front matter of a Hugging Face model card.
-    """
-    front = {"base_model": sft.base.id, "library_name": "ltsft", "tags": ["sparse-fine-tuning", "lt-sft", sft.kind]}
-    revision = f", revision `{sft.base.revision}`" if sft.base.revision else ""
-    if sft.kind == "language":
-        what = f"A language SFT for `{sft.subject}`, learnt by masked language modelling on raw text."
-    else:
-        source = ", ".join(f"`{language}`" for language in sft.source_languages) or "no language that is on record"
-        what = f"A task SFT for the target task `{sft.subject}`, learnt from labelled data in {source}."
-    lines = [
-        "---",
-        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
-        "---",
-        "",
-        f"# {sft.kind} SFT: {sft.subject}",
-        "",
-        what,
-        "SFT stands for sparse fine-tuning: a sparse difference to the weights of a pretrained base (Lottery-Ticket",
-        "SFT, Ansell et al., ACL 2022). It is used by adding it to its base, with other SFTs of the same base.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| base | `{sft.base.id}`{revision} |",
-        f"| base fingerprint | `{sft.base.fingerprint}` |",
-        f"| tokenizer fingerprint | `{sft.base.tokenizer_fingerprint}` |",
-        f"| support | {sft.support_size:,} of {sft.maskable:,} maskable weights |",
-        f"| density | {sft.density:.6g} |",
-        f"| head | {', '.join(f'`{name}`' for name in sorted(sft.head)) or 'none'} |",
-        f"| labels | {', '.join(f'`{label}`' for label in sft.labels) or 'none'} |",
-        "",
-        "## How to load it",
-        "",
-        "```python",
-        "from ltsft.base import load_base",
-        "from ltsft.compose import composed",
-        "from ltsft.files import load_sft",
-        *(["from ltsft.objectives.registry import model_of"] if sft.kind == "task" else []),
-        "",
-        f"base = load_base({sft.base.id!r}, revision={sft.base.revision!r})",
-        'sft = load_sft("path/to/this/folder")',
-        f"model = {'model_of(base, sft)' if sft.kind == 'task' else 'base.masked_lm()'}",
-        "with composed(model, [(sft, 1.0)], base=base.ref):",
-        "    ...  # the model is base + SFT here, and the base again afterwards",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    content: dict[str, Any] = _read_manifest(Path(folder)).model_dump(mode="json", exclude_unset=True)
+    return content
 
 
 def _refuse_unsound(sft: SFT, place: Path) -> None:
@@ -276,6 +221,7 @@ def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> 
         "format_version": FORMAT_VERSION,
         "kind": sft.kind,
         subject: sft.subject,
+        **({} if sft.method == LT_SFT else {"method": sft.method}),
         "source_languages": list(sft.source_languages),
         "base": {
             "id": sft.base.id,

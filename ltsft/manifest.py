@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ltsft.errors import SFTFileError
+from ltsft.method_recipes import LT_SFT
 from ltsft.sft import MAX_PARAMETER_SIZE
 
 FORMAT_VERSION = 2
@@ -97,6 +98,7 @@ class Manifest(_Part):
     language: str | None = None
     target_task: str | None = None
     source_languages: tuple[str, ...] = ()
+    method: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")] = LT_SFT
     base: BaseEntry
     labels: tuple[str, ...]
     density: Annotated[float, Field(ge=0)]

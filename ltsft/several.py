@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.compose import composed
+from ltsft.compose import Part, composed
 from ltsft.errors import TrainingError
 from ltsft.objectives import Evaluation, Objective
 from ltsft.sft import SFT
@@ -110,11 +110,12 @@ class SeveralSources:
 
     Args:
         objective: what is learnt.
-        sfts: the language SFT of each source language, in the order of the numbers in the examples.
+        sfts: the language SFT of each source language, in the order of the numbers in the examples; None for a language
+            that has none.
         base: the base.
     """
 
-    def __init__(self, objective: Objective, sfts: Mapping[str, SFT], base: Base) -> None:
+    def __init__(self, objective: Objective, sfts: Mapping[str, SFT | None], base: Base) -> None:
         self.labels = objective.labels
         self._objective = objective
         self._sfts = dict(sfts)
@@ -160,7 +161,8 @@ class SeveralSources:
         if number == self._in_place:
             return
         self.take_out()
-        for name, diff in list(self._sfts.values())[number].diffs.items():
+        sft = list(self._sfts.values())[number]
+        for name, diff in sft.diffs.items() if sft is not None else ():
             if diff.support_size:
                 weights = self._encoder[name]
                 indices = diff.indices.to(weights.device).long()
@@ -182,7 +184,8 @@ class SeveralSources:
             own = [e.example for e in examples if e.language == number]
             if not own:
                 continue
-            with composed(model, [(sft, 1.0)], base=self._base.ref, heads=False):
+            parts: list[Part] = [] if sft is None else [(sft, 1.0)]
+            with composed(model, parts, base=self._base.ref, heads=False):
                 found[language] = self._objective.evaluate(model, own)
         metrics = {name: fmean(e.metrics[name] for e in found.values()) for name in next(iter(found.values())).metrics}
         for language, evaluation in found.items():

@@ -18,6 +18,8 @@ from ltsft.config import LabelledData, Language, Project, Source, TargetTask
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
+from ltsft.mask import support_size
+from ltsft.methods.registry import method_named
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
@@ -56,9 +58,11 @@ def train_task_sft(
 ) -> Path:
     """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it.
 
-    From several languages, each batch is of one of them, over base + its SFT.
+    From several languages, each batch is of one of them, over base + its SFT. Where the method has no language SFTs, it
+    is over the base alone.
     """
-    sources = {code: workspace.tracker.download(workspace.made(language_subject(code)), SFT_FOLDER) for code in data}
+    applied = data if method_named(workspace.project.method).has_languages else ()
+    sources = {code: workspace.tracker.download(workspace.made(language_subject(code)), SFT_FOLDER) for code in applied}
     what = task_training(workspace.project, workspace.base, target, step.product.language, sources)
     return _train(workspace, step, run, what, sources)
 
@@ -76,6 +80,7 @@ def language_training(project: Project, base: Base, language: Language, folder: 
         "objective": MaskedLM(base.tokenizer, mask_probability=recipe.mask_probability),
         "kind": "language",
         "subject": language.code,
+        "method": project.method,
         "recipe": recipe,
         "data": TrainingData(*split_held_out(packed, recipe.held_out)),
     }
@@ -91,17 +96,24 @@ def task_training(
         base: its base.
         target: what is learnt.
         language: what the product is learnt from: a language, or several by their name together.
-        sources: folder of the SFT of each of these languages.
+        sources: folder of the SFT of each of these languages; none where the method has no language SFTs.
     """
     recipe = project.recipes[target.name]
     objective = objective_of(target, base, recipe.max_length)
-    split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    split = {code: split_examples(objective, target, labelled) for code, labelled in target.labelled(language).items()}
     sfts = {code: load_sft(folder) for code, folder in sources.items()}
-    common = {"kind": "task", "subject": target.name, "recipe": recipe, "source_languages": tuple(split)}
+    common = {
+        "kind": "task",
+        "subject": target.name,
+        "method": project.method,
+        "recipe": recipe,
+        "apart_from": list(sfts.values()),
+        "source_languages": tuple(split),
+    }
     if len(split) == 1:
         (data,), applied = split.values(), list(sfts.values())
         return {**common, "objective": objective, "data": data, "applied": applied}
-    several = SeveralSources(objective, {code: sfts[code] for code in split}, base)
+    several = SeveralSources(objective, {code: sfts.get(code) for code in split}, base)
     examples = {code: found.examples for code, found in split.items()}
     held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
     if target.order == "sequential":
@@ -119,7 +131,7 @@ def task_training(
     }
 
 
-def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
+def split_examples(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
     """Give what is trained on and what is held out: the dev data, or else every tenth training sentence."""
     examples = objective.examples(labelled_rows(target, data.train))
     if data.dev:
@@ -181,7 +193,10 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
     """Measure the sparsity of an SFT, log it with its folder, and close the run: from now on the product exists."""
     sft = load_sft(folder)
     measured = sparsity(sft)
-    run.log_metrics({**measured.metrics(), "support_size": sft.support_size, "maskable": sft.maskable})
+    recipe = workspace.project.recipes[step.product.target_task or "language"]
+    budget = support_size(density=recipe.density, size=recipe.size, maskable=sft.maskable)
+    sizes = {"support_size": sft.support_size, "maskable": sft.maskable, "parameters": sft.parameters, "budget": budget}
+    run.log_metrics({**measured.metrics(), **sizes})
     run.log_metrics({f"{h['phase']}.best_score": h["best_score"] for h in sft.details["history"]})
     run.log_metrics({f"{h['phase']}.best_step": h["best_step"] for h in sft.details["history"]})
     for language, score in zip(sft.source_languages, sft.details.get("forgetting", ()), strict=False):
