@@ -66,9 +66,7 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
 
     objective, data = masked_lm(base.tokenizer, folder) if language else tagging(base.tokenizer)
     more: dict[str, Any] = (
-        {"iterations": 2 if method == "lt_sft" else 1}
-        if language
-        else {"accumulation": 2, "head": Phase(min_steps=3, max_steps=3)}
+        {"iterations": 2} if language else {"accumulation": 2, "head": Phase(min_steps=3, max_steps=3)}
     )
     recipe = make_recipe(steps=8, evaluations=4, **more)
     sft = train_sft(
