@@ -155,8 +155,8 @@ def train_sft(
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                how, model, objective, trained, recipe, barred, seed, iteration, each, folder, checkpoint_seconds, device,
-                on_progress, should_stop,
+                how, model, objective, trained, recipe, barred, seed, iteration, each, folder, checkpoint_seconds,
+                device, on_progress, should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
             history += [
