@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,6 +40,11 @@ def run(*, quick: bool = False) -> Report:
             rounds=3 if quick else 5,
             reset=lambda: _put_back(model, before),
         )
+        from_disk = interleaved(
+            {"load": lambda: _load(folder), "compose": lambda: Resident(model, base=BASE_REF).switch(first)},
+            rounds=3,
+            reset=lambda: (_put_back(model, before), _forget(folder)),
+        )
     resident = Resident(model, base=BASE_REF)
     resident.switch(first)
 
@@ -51,9 +58,11 @@ def run(*, quick: bool = False) -> Report:
     plain, limit = timings.median("plain"), timings.median("limit")
     report.at_most("compose_seconds", timings.median("compose"), "s", 0.15, plain=plain, limit=limit)
     report.at_most("switch_seconds", switches.median("switch"), "s", 0.10, limit=limits.median("limit"))
-    report.at_least("faster_than_loading", timings.ratio("load", "compose"), "x", 10.0)
+    report.at_least("faster_than_loading_from_disk", from_disk.ratio("load", "compose"), "x", 10.0)
+    report.at_least("faster_than_loading_from_memory", timings.ratio("load", "compose"), "x", 10.0)
     report.at_most("wrong_weights", _wrong_weights(model, before, first, second), "weights", 0.0)
-    report.note("load a full model", timings.median("load"), "s")
+    report.note("load a full model whose file is in memory", timings.median("load"), "s")
+    report.note("load a full model from disk", from_disk.median("load"), "s")
     return report
 
 
@@ -63,6 +72,14 @@ def _load(folder: str) -> PreTrainedModel:
     for p in model.parameters():
         p.data = p.data.clone()
     return model
+
+
+def _forget(folder: str) -> None:
+    """Let the file cache drop the model, as it does with models that were not used for a while."""
+    for file in Path(folder).iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _add_dense(model: PreTrainedModel, parts: Sequence[Part]) -> None:
