@@ -16,6 +16,7 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
+from ltsft.consistency import Consistency
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 from ltsft.method_recipes import unknown_methods, work_out_recipes
@@ -184,6 +185,7 @@ class Recipe(Frozen):
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
+    consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -206,8 +208,10 @@ class Recipe(Frozen):
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
         # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
-        plain = {"values": "float32", "processes": 1, "head": None}
-        values = self.model_dump(mode="json", exclude={"seeds"})
+        plain = {"values": "float32", "processes": 1, "head": None, "consistency": None}
+        # Where word lists lie is no part of a key; what is in them stands beside the recipe, as of all data.
+        places = {"consistency": {"augmentations": {"code_switch": {"words"}}}}
+        values = self.model_dump(mode="json", exclude={"seeds": True, **places})
         return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
@@ -252,6 +256,13 @@ class Project(Frozen):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @field_validator("recipes")
+    @classmethod
+    def _consistency_is_for_target_tasks(cls, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+        if "language" in recipes and recipes["language"].consistency is not None:
+            raise ValueError("consistency is for target tasks; take it out of recipes.language")
+        return recipes
 
     @model_validator(mode="after")
     def _suits_several_sources(self) -> Project:
@@ -299,6 +310,10 @@ class Project(Frozen):
             found |= {f"languages.{code}.text[{i}]": source for i, source in enumerate(language.text)}
         for name, target in self.target_tasks.items():
             found |= {f"target_tasks.{name}.{path}": source for path, source in target.all_sources().items()}
+        for name, recipe in self.recipes.items():
+            words = recipe.consistency.sources if recipe.consistency is not None else ()
+            path = f"recipes.{name}.consistency.augmentations.code_switch.words"
+            found |= {f"{path}[{i}]": source for i, source in enumerate(words)}
         return found
 
 

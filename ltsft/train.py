@@ -24,6 +24,7 @@ from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
+from ltsft.consistent import drop_first_stage, keep_first_stage
 from ltsft.errors import TrainingError
 from ltsft.mask import select_magnitude, support_size
 from ltsft.objectives import Objective
@@ -226,6 +227,7 @@ class _Iteration:
         origin = _TensorFile(self._write_starting_point(taken))
         results.append(self._phase("full", None, origin))
         support = self._select(origin, taken, quota)
+        keep_first_stage(self.objective, self.model, self.recipe.precision)
         chosen = {}
         with torch.no_grad():
             for name, p in maskable.items():
@@ -236,6 +238,7 @@ class _Iteration:
             for name, p in head.items():
                 p.copy_(head_began[name])
         results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+        drop_first_stage(self.objective)
         origin.file.unlink(missing_ok=True)
         return chosen, results
 

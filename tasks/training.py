@@ -13,18 +13,21 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from ltsft.augmentation import Augmenter
 from ltsft.base import Base
-from ltsft.config import LabelledData, Language, Project, Source, TargetTask
+from ltsft.config import LabelledData, Language, Project, Recipe, Source, TargetTask
+from ltsft.consistent import Consistent
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
-from ltsft.objectives import TargetObjective
+from ltsft.objectives import Objective, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sources import RowError, read_text
 from ltsft.train import Progress, TrainingData, train_sft
+from ltsft.word_lists import read_word_list
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
@@ -96,12 +99,13 @@ def task_training(
     recipe = project.recipes[target.name]
     objective = objective_of(target, base, recipe.max_length)
     split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    learnt = _with_consistency(objective, recipe, base)
     sfts = {code: load_sft(folder) for code, folder in sources.items()}
     common = {"kind": "task", "subject": target.name, "recipe": recipe, "source_languages": tuple(split)}
     if len(split) == 1:
         (data,), applied = split.values(), list(sfts.values())
-        return {**common, "objective": objective, "data": data, "applied": applied}
-    several = SeveralSources(objective, {code: sfts[code] for code in split}, base)
+        return {**common, "objective": learnt, "data": data, "applied": applied}
+    several = SeveralSources(learnt, {code: sfts[code] for code in split}, base)
     examples = {code: found.examples for code, found in split.items()}
     held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
     if target.order == "sequential":
@@ -117,6 +121,14 @@ def task_training(
         "objective": several,
         "data": TrainingData(Mixture(examples, shares), list(chain(*held_out))),
     }
+
+
+def _with_consistency(objective: TargetObjective, recipe: Recipe, base: Base) -> Objective:
+    if recipe.consistency is None:
+        return objective
+    word_lists = [read_word_list(source) for source in recipe.consistency.sources]
+    augmenter = Augmenter(base.tokenizer, recipe.consistency.augmentations, word_lists)
+    return Consistent(objective, recipe.consistency, augmenter, max_length=recipe.max_length)
 
 
 def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
