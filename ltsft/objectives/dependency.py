@@ -141,15 +141,17 @@ class DependencyParsing:
             subwords = self._shortened(cast(list[list[int]], encoded["input_ids"]))
             ids = [self._tokenizer.cls_token_id, *(i for word in subwords for i in word), self._tokenizer.sep_token_id]
             places = [0, *(n for n, word in enumerate(subwords, start=1) for _ in word), -1]
-            relations = tuple(self._relation(name) for name in row.deprels)
+            relations = tuple(self._relation(name, row) for name in row.deprels)
             made.append(ParsedSentence(number, tuple(ids), tuple(places), row.heads, relations))
         return made
 
-    def _relation(self, name: str) -> int:
+    def _relation(self, name: str, row: Row) -> int:
         try:
             return self._number[universal(name)]
         except KeyError:
-            raise SourceError(f"relation {name!r} is not in the label set ({', '.join(self.labels)})") from None
+            raise SourceError(
+                f"{row.source}:{row.line}: relation {name!r} is not in the label set ({', '.join(self.labels)})"
+            ) from None
 
     def _shortened(self, subwords: list[list[int]]) -> list[list[int]]:
         room = self._max_length - 2

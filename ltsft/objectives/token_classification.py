@@ -107,8 +107,20 @@ class TokenClassification:
         return Sentence(PurePosixPath(row.source).name, row.line, row.words, row.labels)
 
     def examples(self, rows: Iterable[TaggedRow]) -> list[TaggedPiece]:
-        """Turn rows into pieces; see `encode`."""
-        return self.encode((row.words, row.labels) for row in rows)
+        """Turn rows into pieces; see `encode`.
+
+        Raises:
+            SourceError: a label is not in the label set.
+        """
+        return self.encode((row.words, row.labels) for row in map(self._known, rows))
+
+    def _known(self, row: TaggedRow) -> TaggedRow:
+        for label in row.labels:
+            if label not in self._number:
+                raise SourceError(
+                    f"{row.source}:{row.line}: label {label!r} is not in the label set ({', '.join(self.labels)})"
+                )
+        return row
 
     @classmethod
     def majority(cls, rows: Iterable[TaggedRow]) -> str | None:
