@@ -14,6 +14,7 @@ from benchmarks.figures import Report, main
 from benchmarks.timing import interleaved
 from ltsft.compose import Part, Resident
 from ltsft.sft import SFT
+from ltsft.weights import weight_at
 
 
 def run(*, quick: bool = False) -> Report:
@@ -68,7 +69,7 @@ def _add_dense(model: PreTrainedModel, parts: Sequence[Part]) -> None:
     """The plain procedure: whole tensors are added to whole tensors. It cannot be undone exactly."""
     for sft, weight in parts:
         for name, diff in sft.diffs.items():
-            model.base_model.get_parameter(name).data += weight * diff.dense()
+            model.base_model.get_parameter(name).data += weight_at(weight, name) * diff.dense()
 
 
 def _touch(model: PreTrainedModel, sfts: Sequence[SFT]) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ltsft.methods import LT_SFT
+__all__ = ["LT_SFT", "unknown_methods", "work_out_recipes"]
 
-__all__ = ["unknown_methods", "work_out_recipes"]
+LT_SFT = "lt_sft"
+"""The method of the paper, and the default. Keys and files of its SFTs do not name it: they are older than the rest."""
 
 _SIZES = frozenset({"density", "size"})
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from ltsft import scoring, train
 from ltsft.config import LabelledData, Project, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
-from ltsft.methods import LT_SFT
-from ltsft.methods.registry import METHODS
+from ltsft.method_recipes import LT_SFT
+from ltsft.methods.registry import method_named
 
 __all__ = [
     "Existing",
@@ -138,6 +138,19 @@ class Plan:
         """Give the steps of a kind: "language", "task" or "cell"."""
         return tuple(step for step in self.steps if step.product.kind == kind)
 
+    def with_needs(self, subjects: Iterable[str]) -> set[str]:
+        """Give these subjects and everything that they are made from.
+
+        Raises:
+            ConfigError: the project asks for no such product.
+        """
+        wanted = set(subjects)
+        while True:
+            needed = {need for subject in wanted for need in self.step(subject).product.needs}
+            if needed <= wanted:
+                return wanted
+            wanted |= needed
+
     @property
     def stale(self) -> tuple[Step, ...]:
         """The steps that are not up to date."""
@@ -200,9 +213,8 @@ def make_plan(
 
 def products(project: Project, prints: Fingerprints) -> list[Product]:
     """List every product of a project with its key, each after those that it needs."""
-    method = METHODS[project.method]
+    method = method_named(project.method)
     named = {} if method.name == LT_SFT else {"method": method.name}
-    unused = {"full", "sparse"} - set(method.phases)
     encoder = {"encoder": prints.encoder, "tokenizer": prints.tokenizer}
     found: dict[str, Product] = {}
 
@@ -210,9 +222,6 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
         upstream = {need: found[need].key for need in needs}
         parts = {"kind": kind, **named, **parts, "upstream": upstream}
         found[subject] = Product(kind, subject, _hash(parts), parts, tuple(upstream), **facts)
-
-    def key_of(recipe: Recipe, seed: int) -> dict[str, Any]:
-        return {name: value for name, value in recipe.of_seed(seed).items() if name not in unused}
 
     def languages_of(codes: Iterable[str]) -> list[str]:
         return [language_subject(code) for code in codes] if method.has_languages else []
@@ -224,7 +233,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
             "language": code,
             "base": {**encoder, "head": prints.head},
             "text": prints.of(language.text),
-            "recipe": key_of(recipe, recipe.seeds[0]),
+            "recipe": method.used(recipe, recipe.seeds[0]),
         }
         add("language", language_subject(code), parts, (), language=code, seed=recipe.seeds[0])
 
@@ -245,7 +254,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
                 **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
                 **_word_lists(task_recipe, prints),  # noqa: B023
-                "recipe": key_of(task_recipe, seed),  # noqa: B023
+                "recipe": method.used(task_recipe, seed),  # noqa: B023
             }
             facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
             if subject not in found:
@@ -267,7 +276,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "base": {**encoder, "head": prints.head},
                 "test": prints.of(test),
                 **_reading(target),
-                "rule": "sum",
+                **(project.composition.key_parts(code) if method.has_languages else {"rule": "sum"}),
             }
             add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
     return list(found.values())
@@ -315,6 +324,7 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         "objective": "objective changed",
         "sampling": "sampling of source languages changed",
         "rule": "composition rule changed",
+        "weights": "composition weights changed",
     }
     reasons += [text for part, text in words.items() if before.get(part) != now.get(part)]
     if before.get("procedure") != now.get("procedure"):

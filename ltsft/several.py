@@ -17,8 +17,9 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.compose import composed
+from ltsft.compose import Part, composed
 from ltsft.errors import TrainingError
+from ltsft.methods.registry import as_diffs
 from ltsft.objectives import Evaluation, Objective
 from ltsft.sft import SFT
 
@@ -113,14 +114,15 @@ class SeveralSources:
 
     Args:
         objective: what is learnt.
-        sfts: the language SFT of each source language, in the order of the numbers in the examples.
+        sfts: the language SFT of each source language, in the order of the numbers in the examples; None for a language
+            that has none.
         base: the base.
     """
 
-    def __init__(self, objective: Objective, sfts: Mapping[str, SFT], base: Base) -> None:
+    def __init__(self, objective: Objective, sfts: Mapping[str, SFT | None], base: Base) -> None:
         self.labels = objective.labels
         self.objective = objective
-        self._sfts = dict(sfts)
+        self._sfts = {language: as_diffs(sft) if sft is not None else None for language, sft in sfts.items()}
         self._base = base
         self._encoder: dict[str, nn.Parameter] = {}
         self._follower: dict[str, nn.Parameter] = {}
@@ -170,7 +172,8 @@ class SeveralSources:
         if number == self._in_place:
             return
         self.take_out()
-        for name, diff in list(self._sfts.values())[number].diffs.items():
+        sft = list(self._sfts.values())[number]
+        for name, diff in sft.diffs.items() if sft is not None else ():
             for encoder in (self._encoder, self._follower) if diff.support_size else ():
                 if name not in encoder:
                     continue
@@ -194,7 +197,8 @@ class SeveralSources:
             own = [e.example for e in examples if e.language == number]
             if not own:
                 continue
-            with composed(model, [(sft, 1.0)], base=self._base.ref, heads=False):
+            parts: list[Part] = [] if sft is None else [(sft, 1.0)]
+            with composed(model, parts, base=self._base.ref, heads=False):
                 found[language] = self.objective.evaluate(model, own)
         metrics = {name: fmean(e.metrics[name] for e in found.values()) for name in next(iter(found.values())).metrics}
         for language, evaluation in found.items():

@@ -199,6 +199,7 @@ class Workspace:
             "ltsft.base_fingerprint": self.base.ref.fingerprint,
             "ltsft.parents": ", ".join(f"{need}: {run}" for need, run in parents.items()),
             FLOW_RUN: str(flow_run.get_id() or ""),
+            "ltsft.method": self.project.method,
             **{f"ltsft.{name}": str(value) for name, value in facts.items() if value is not None},
         }
         return self.tracker.open_run(
@@ -208,7 +209,11 @@ class Workspace:
             key=product.key,
             parts=product.parts,
             tags=tags,
-            params={**{n: v for n, v in facts.items() if v is not None}, **(recipe or {})},
+            params={
+                "method": self.project.method,
+                **{n: v for n, v in facts.items() if v is not None},
+                **(recipe or {}),
+            },
         )
 
 

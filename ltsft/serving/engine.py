@@ -23,12 +23,15 @@ from ltsft.base import Base
 from ltsft.errors import CompositionError, ReleaseError
 from ltsft.files import load_sft
 from ltsft.fitting import Part, check_parts
+from ltsft.methods.registry import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
-from ltsft.resident import RULES, Resident
+from ltsft.resident import Resident
+from ltsft.rules import RULES
 from ltsft.serving.answers import READERS, Piece, Reader
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
 from ltsft.sft import SFT
+from ltsft.weights import largest_weight
 
 __all__ = ["Admitted", "Engine"]
 
@@ -163,7 +166,7 @@ class Engine:
         if packed is None:
             folder = source.fetch(part)
             check_part(part, folder)
-            sft = load_sft(folder)
+            sft = as_diffs(load_sft(folder))
             encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
             check_parts([(sft, part.weight)], encoder, base=self._base.ref)
             packed = self._packed[part.sha256] = pack_sft(sft)
@@ -172,7 +175,8 @@ class Engine:
 
 def _refuse_huge(composition: Composition, parts: Iterable[Part]) -> None:
     """Refuse diffs that could make a weight infinite: that must not come out while a request waits."""
-    bound = sum(abs(weight) * sft.diffs.largest for sft, weight in parts if isinstance(sft.diffs, PackedDiffs))
+    packed = ((sft.diffs, largest_weight(weight)) for sft, weight in parts if isinstance(sft.diffs, PackedDiffs))
+    bound = sum(diffs.largest * weight for diffs, weight in packed)
     if not bound < _LARGEST:
         raise CompositionError(
             f"{composition.slot}: its diffs add up to {bound:.3g}, at most {_LARGEST:g} is served; train it again"
