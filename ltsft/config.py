@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
 from ltsft.composition import CompositionSettings
+from ltsft.consistency import Consistency
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
@@ -168,7 +169,7 @@ class Phase(Frozen):
         return self
 
 
-_SINCE = ("disjoint", "values", "processes", "head", "rank", "variance", "high_order", "reduction")
+_SINCE = ("disjoint", "values", "processes", "head", "rank", "variance", "high_order", "reduction", "consistency")
 """Settings of a recipe that are younger than the first keys."""
 
 
@@ -196,6 +197,7 @@ class Recipe(Frozen):
     disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
+    consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
     rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
     variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
     high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
@@ -223,7 +225,9 @@ class Recipe(Frozen):
         """Give the plain values that go into the key of the SFT trained with this seed."""
         # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
         plain = {name: type(self).model_fields[name].default for name in _SINCE}
-        values = self.model_dump(mode="json", exclude={"seeds"})
+        # Where word lists lie is no part of a key; what is in them stands beside the recipe, as of all data.
+        places = {"consistency": {"augmentations": {"code_switch": {"words"}}}}
+        values = self.model_dump(mode="json", exclude={"seeds": True, **places})
         return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
@@ -269,6 +273,13 @@ class Project(Frozen):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @field_validator("recipes")
+    @classmethod
+    def _consistency_is_for_target_tasks(cls, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+        if "language" in recipes and recipes["language"].consistency is not None:
+            raise ValueError("consistency is for target tasks; take it out of recipes.language")
+        return recipes
 
     @model_validator(mode="after")
     def _suits_several_sources(self) -> Project:
@@ -316,6 +327,10 @@ class Project(Frozen):
             found |= {f"languages.{code}.text[{i}]": source for i, source in enumerate(language.text)}
         for name, target in self.target_tasks.items():
             found |= {f"target_tasks.{name}.{path}": source for path, source in target.all_sources().items()}
+        for name, recipe in self.recipes.items():
+            words = recipe.consistency.sources if recipe.consistency is not None else ()
+            path = f"recipes.{name}.consistency.augmentations.code_switch.words"
+            found |= {f"{path}[{i}]": source for i, source in enumerate(words)}
         return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft import scoring, train
-from ltsft.config import LabelledData, Project, Source, TargetTask
+from ltsft.config import LabelledData, Project, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
 from ltsft.method_recipes import LT_SFT
 from ltsft.methods.registry import method_named
@@ -253,6 +253,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "train": _of_languages({code: prints.of(labelled.train) for code, labelled in data.items()}),
                 "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
                 **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
+                **_word_lists(task_recipe, prints),  # noqa: B023
                 "recipe": method.used(task_recipe, seed),  # noqa: B023
             }
             facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
@@ -291,6 +292,12 @@ def _mixing(target: TargetTask) -> dict[str, Any]:
     return {"order": target.order, "sampling": target.sampling.model_dump(mode="json")}
 
 
+def _word_lists(recipe: Recipe, prints: Fingerprints) -> dict[str, Any]:
+    """Give the fingerprints of the word lists of code-switching, where there is any."""
+    words = recipe.consistency.sources if recipe.consistency is not None else ()
+    return {"words": prints.of(words)} if words else {}
+
+
 def _reading(target: TargetTask) -> dict[str, Any]:
     """Give how the files of a target task are read, where it says anything about it."""
     said = {"columns": dict(target.columns), "relabel": dict(target.relabel)}
@@ -310,6 +317,7 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         "train": "training data changed",
         "dev": "dev data changed",
         "test": "test data changed",
+        "words": "bilingual word list changed",
         "labels": "label set changed",
         "columns": "columns of the data changed",
         "relabel": "names of labels changed",

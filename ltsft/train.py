@@ -24,6 +24,7 @@ from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
+from ltsft.consistent import drop_first_stage, keep_first_stage
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.method_recipes import LT_SFT
 from ltsft.methods import AdapterMethod, Method, SupportMethod
@@ -258,6 +259,8 @@ class _Iteration:
         support = self._select(self.method, origin, taken, quota)
         chosen = {name: _Chosen(support[name], _at(origin[name], support[name])) for name in maskable}
         if "sparse" in self.method.phases:
+            if "full" in self.method.phases:
+                keep_first_stage(self.objective, self.model, self.recipe.precision)
             with torch.no_grad():
                 for name, p in maskable.items():
                     p.copy_(origin[name])
@@ -265,6 +268,7 @@ class _Iteration:
                 for name, p in head.items():
                     p.copy_(head_began[name])
             results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+            drop_first_stage(self.objective)
         origin.file.unlink(missing_ok=True)
         return chosen, results
 

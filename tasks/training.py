@@ -13,14 +13,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from ltsft.augmentation import Augmenter
 from ltsft.base import Base
-from ltsft.config import LabelledData, Language, Project, Source, TargetTask
+from ltsft.config import LabelledData, Language, Project, Recipe, Source, TargetTask
+from ltsft.consistent import Consistent
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
 from ltsft.methods import budget
 from ltsft.methods.registry import method_named
-from ltsft.objectives import TargetObjective
+from ltsft.objectives import Objective, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
@@ -28,6 +30,7 @@ from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sft import SFT
 from ltsft.sources import RowError, read_text
 from ltsft.train import Progress, TrainingData, train_sft
+from ltsft.word_lists import read_word_list
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
@@ -102,6 +105,7 @@ def task_training(
     recipe = project.recipes[target.name]
     objective = objective_of(target, base, recipe.max_length)
     split = {code: split_examples(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    learnt = _with_consistency(objective, recipe, base)
     sfts = {code: load_sft(folder) for code, folder in sources.items()}
     common = {
         "kind": "task",
@@ -113,8 +117,8 @@ def task_training(
     }
     if len(split) == 1:
         (data,), applied = split.values(), list(sfts.values())
-        return {**common, "objective": objective, "data": data, "applied": applied}
-    several = SeveralSources(objective, {code: sfts.get(code) for code in split}, base)
+        return {**common, "objective": learnt, "data": data, "applied": applied}
+    several = SeveralSources(learnt, {code: sfts.get(code) for code in split}, base)
     examples = {code: found.examples for code, found in split.items()}
     held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
     if target.order == "sequential":
@@ -130,6 +134,14 @@ def task_training(
         "objective": several,
         "data": TrainingData(Mixture(examples, shares), list(chain(*held_out))),
     }
+
+
+def _with_consistency(objective: TargetObjective, recipe: Recipe, base: Base) -> Objective:
+    if recipe.consistency is None:
+        return objective
+    word_lists = [read_word_list(source) for source in recipe.consistency.sources]
+    augmenter = Augmenter(base.tokenizer, recipe.consistency.augmentations, word_lists)
+    return Consistent(objective, recipe.consistency, augmenter, max_length=recipe.max_length)
 
 
 def split_examples(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:

@@ -164,6 +164,25 @@ def test_a_learning_rate_makes_what_is_learnt_with_it_stale(
     assert languages["language bb"] == ("recipe changed: full.learning_rate 0.001 -> 0.5",)
 
 
+def test_consistency_is_another_recipe_and_its_word_lists_count_by_what_is_in_them(
+    reload: Reload, tiny_project: Path, prints: Fingerprints, existing: list[Done]
+) -> None:
+    folder = tiny_project.parent / "data"
+    for name in ("here", "there"):
+        (folder / f"{name}.tsv").write_text("dog\thund\n", encoding="utf-8")
+    switch = "recipes.pos.consistency={{augmentations: {{code_switch: {{words: 'tsv:{}.tsv'}}}}}}"
+    here, there = (reload(switch.format(name)) for name in ("here", "there"))
+    lists = {str(s): "list" for project in (here, there) for s in project.recipes["pos"].consistency.sources}  # type: ignore[union-attr]
+    known = replace(prints, sources={**prints.sources, **lists})
+    found = stale(make_plan(here, known, existing))
+    assert set(found) == TASK_AND_CELLS
+    assert found["task pos aa seed 1"][0] == "bilingual word list changed"
+    done = made(here, known)
+    assert not stale(make_plan(there, known, done)), "where it lies is no part of the key"
+    other = replace(known, sources={**known.sources, **dict.fromkeys(lists, "other words")})
+    assert stale(make_plan(here, other, done))["task pos aa seed 1"] == ("bilingual word list changed",)
+
+
 def test_another_seed_is_another_task_sft(reload: Reload, prints: Fingerprints, existing: list[Done]) -> None:
     found = stale(make_plan(reload("recipes.pos.seeds=[1, 2]"), prints, existing))
     cells = {f"cell pos {code}" for code in ("aa", "bb", "cc")}
