@@ -210,6 +210,16 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = (), *, has_n
     return Roles(maskable=maskable, head=head, frozen=frozen)
 
 
+def encoder_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Give the encoder's parameters under their own names, relative to the encoder, tied ones under each name.
+
+    While LoRA modules are in place (`ltsft.methods.low_rank`) the linear layers stand inside them; the parameters of
+    the modules themselves are not the encoder's.
+    """
+    found = model.base_model.named_parameters(remove_duplicate=False)
+    return {name.replace(".base_layer.", "."): p for name, p in found if ".lora_" not in name}
+
+
 def pooler_parameters(model: PreTrainedModel) -> frozenset[str]:
     """Name the parameters of a model's pooler, relative to the encoder; none where it has no pooler.
 

@@ -44,8 +44,7 @@ def write_card(sft: SFT) -> str:
         f"| base | `{sft.base.id}`{revision} |",
         f"| base fingerprint | `{sft.base.fingerprint}` |",
         f"| tokenizer fingerprint | `{sft.base.tokenizer_fingerprint}` |",
-        f"| support | {sft.support_size:,} of {sft.maskable:,} maskable weights |",
-        f"| density | {sft.density:.6g} |",
+        *(_sparsity(sft) if not sft.adapter else [f"| adapter | {sft.parameters:,} parameters |"]),
         f"| head | {', '.join(f'`{name}`' for name in sorted(sft.head)) or 'none'} |",
         f"| labels | {', '.join(f'`{label}`' for label in sft.labels) or 'none'} |",
         "",
@@ -72,6 +71,13 @@ _LOTTERY_TICKET = (
     "SFT stands for sparse fine-tuning: a sparse difference to the weights of a pretrained base (Lottery-Ticket",
     "SFT, Ansell et al., ACL 2022). It is used by adding it to its base, with other SFTs of the same base.",
 )
+
+
+def _sparsity(sft: SFT) -> list[str]:
+    return [
+        f"| support | {sft.support_size:,} of {sft.maskable:,} maskable weights |",
+        f"| density | {sft.density:.6g} |",
+    ]
 
 
 def _other_method(sft: SFT) -> list[str]:

@@ -195,6 +195,8 @@ def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json
     out = console()
     out.print(f"{escaped(loaded.title)}: K = {loaded.support_size:,} of {loaded.maskable:,} weights")
     out.print(f"density {100 * loaded.density:.3f} %, base {loaded.base.id}")
+    if loaded.adapter:
+        out.print(f"method {loaded.method}: an adapter of {loaded.parameters:,} parameters in place of a support")
     for label, value in (("labels", ", ".join(loaded.labels)), ("learnt from", ", ".join(loaded.source_languages))):
         if value:
             out.print(f"{label}: {escaped(value)}")

@@ -1,8 +1,8 @@
 """An SFT as a folder: writing it so that nobody sees half of it, and reading it with every check made first.
 
     sft.safetensors   "diff.gaps" and "diff.values": the supports and the values of all parameters, one after the
-                      other in the order of the manifest, packed (`ltsft.packing`); "head.<name>": each parameter of
-                      the head, whole
+                      other in the order of the manifest, packed (`ltsft.packing`); "head.<name>" and
+                      "adapter.<name>": each parameter of the head and of an adapter, whole
     README.md         a card for people
     sft.json          the manifest, written last: a folder without it is not an SFT
 
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ltsft.card import write_card
 from ltsft.errors import SFTFileError
-from ltsft.manifest import FORMAT_VERSION, DiffEntry, Manifest, parse_manifest, seal_manifest
+from ltsft.manifest import FORMAT_VERSION, DiffEntry, HeadEntry, Manifest, parse_manifest, seal_manifest
 from ltsft.method_recipes import LT_SFT
 from ltsft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack
 from ltsft.sft import SFT, BaseRef, Diff
@@ -58,7 +58,7 @@ CARD_FILE = "README.md"
 _GAPS = "diff.gaps"
 _VALUES = "diff.values"
 _NOTHING = torch.zeros(0, dtype=torch.uint8)
-_HEAD = "head."
+_WHOLE = ("head", "adapter")
 StoredValues = Literal["float32", "bfloat16"]
 _HEAD_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -131,7 +131,7 @@ def load_sft(folder: str | Path) -> SFT:
     try:
         tensors = _checked_tensors(file, content, manifest)
         diffs = _unpacked(file, manifest, tensors)
-        head = _head(file, manifest, tensors)
+        head, adapter = (_whole(file, section, getattr(manifest, section), tensors) for section in _WHOLE)
     except SFTFileError:
         _refuse_hash(file, digest.result(), manifest)
         raise
@@ -144,6 +144,7 @@ def load_sft(folder: str | Path) -> SFT:
         base=BaseRef(**manifest.base.model_dump()),
         diffs=diffs,
         head=head,
+        adapter=adapter,
         labels=manifest.labels,
         maskable=manifest.maskable,
         source_languages=manifest.source_languages,
@@ -176,12 +177,13 @@ def _refuse_unsound(sft: SFT, place: Path) -> None:
         problem = diff.problem()
         if problem:
             raise SFTFileError(f"{place}: diff of {name}: {problem}")
-    for name, value in sft.head.items():
-        if value.dtype not in _HEAD_DTYPES.values():
-            allowed = ", ".join(_HEAD_DTYPES)
-            raise SFTFileError(f"{place}: head {name} has dtype {value.dtype}; allowed are {allowed}")
-        if not bool(torch.isfinite(value).all()):
-            raise SFTFileError(f"{place}: head {name} holds values that are not finite")
+    for section in _WHOLE:
+        for name, value in getattr(sft, section).items():
+            if value.dtype not in _HEAD_DTYPES.values():
+                allowed = ", ".join(_HEAD_DTYPES)
+                raise SFTFileError(f"{place}: {section} {name} has dtype {value.dtype}; allowed are {allowed}")
+            if not bool(torch.isfinite(value).all()):
+                raise SFTFileError(f"{place}: {section} {name} holds values that are not finite")
 
 
 def _packed(sft: SFT, values: StoredValues, folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -200,7 +202,11 @@ def _packed(sft: SFT, values: StoredValues, folder: Path) -> tuple[bytes, dict[s
             raise SFTFileError(f"{folder}: a value is too large for bfloat16; store float32")
     packed = pack(row.numpy() if values == "float32" else row.view(torch.uint16).numpy())
     # clone: safetensors refuses tensors that share memory, and two names of a head may.
-    head = {_HEAD + name: value.detach().cpu().contiguous().clone() for name, value in sft.head.items()}
+    whole = {
+        f"{section}.{name}": value.detach().cpu().contiguous().clone()
+        for section in _WHOLE
+        for name, value in getattr(sft, section).items()
+    }
     packing = {
         "codec": "pcodec",
         "chunk": CHUNK,
@@ -208,7 +214,7 @@ def _packed(sft: SFT, values: StoredValues, folder: Path) -> tuple[bytes, dict[s
         "gap_bytes": [len(stream) for stream in gaps],
         "value_bytes": [len(stream) for stream in packed],
     }
-    return pack_tensors({_GAPS: _bytes(gaps), _VALUES: _bytes(packed), **head}), packing
+    return pack_tensors({_GAPS: _bytes(gaps), _VALUES: _bytes(packed), **whole}), packing
 
 
 def _bytes(streams: list[bytes]) -> Tensor:
@@ -237,10 +243,8 @@ def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> 
             {"name": name, "shape": list(diff.shape), "support_size": diff.support_size}
             for name, diff in sorted(sft.diffs.items())
         ],
-        "head": [
-            {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-            for name, value in sorted(sft.head.items())
-        ],
+        "head": _described(sft.head),
+        **({"adapter": _described(sft.adapter)} if sft.adapter else {}),
         "packing": packing,
         "tensor_file": {"size_bytes": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()},
         "details": sft.details,
@@ -255,6 +259,13 @@ def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> 
         ) from error
     parse_manifest(text, file)
     return text
+
+
+def _described(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        for name, value in sorted(tensors.items())
+    ]
 
 
 def _is_same(folder: Path, manifest: bytes, tensors: bytes) -> bool:
@@ -346,7 +357,7 @@ def _checked_tensors(file: Path, content: bytes, manifest: Manifest) -> dict[str
         tensors = parse_tensors(content)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SFTFileError(f"{file} is not a safetensors file: {error}") from error
-    names = {_GAPS, _VALUES, *(_HEAD + entry.name for entry in manifest.head)}
+    names = {_GAPS, _VALUES, *(f"{section}.{entry.name}" for section in _WHOLE for entry in getattr(manifest, section))}
     for name in sorted(names ^ tensors.keys()):
         found = "missing" if name in names else "not in the manifest"
         raise SFTFileError(f"{file}: tensor {name} is {found}")
@@ -396,14 +407,14 @@ def _placed(file: Path, manifest: Manifest, gaps: np.ndarray[Any, Any], values: 
     return {entry.name: diff for entry, diff in zip(manifest.diffs, in_parallel(work), strict=True)}
 
 
-def _head(file: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    head = {}
-    for entry in manifest.head:
-        value = tensors[_HEAD + entry.name]
+def _whole(file: Path, section: str, entries: tuple[HeadEntry, ...], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for entry in entries:
+        value = tensors[f"{section}.{entry.name}"]
         if value.dtype != _HEAD_DTYPES[entry.dtype] or tuple(value.shape) != entry.shape:
             raise SFTFileError(
-                f"{file}: head {entry.name} is {value.dtype} of shape {list(value.shape)}, "
+                f"{file}: {section} {entry.name} is {value.dtype} of shape {list(value.shape)}, "
                 f"the manifest says {entry.dtype} of shape {list(entry.shape)}"
             )
-        head[entry.name] = value
-    return head
+        found[entry.name] = value
+    return found

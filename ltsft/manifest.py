@@ -66,7 +66,7 @@ class DiffEntry(_Part):
 
 
 class HeadEntry(_Part):
-    """One parameter of the head."""
+    """One parameter of the head, or one tensor of an adapter: what is stored whole."""
 
     name: Name
     shape: Shape
@@ -106,6 +106,7 @@ class Manifest(_Part):
     maskable: Count
     diffs: tuple[DiffEntry, ...]
     head: tuple[HeadEntry, ...]
+    adapter: tuple[HeadEntry, ...] = ()
     packing: PackingEntry
     tensor_file: FileEntry
     details: dict[str, Any]
@@ -121,7 +122,7 @@ class Manifest(_Part):
         if not self.subject:
             field = "language" if self.kind == "language" else "target_task"
             raise ValueError(f"a {self.kind} SFT must name its {field}")
-        for entries in (self.diffs, self.head):
+        for entries in (self.diffs, self.head, self.adapter):
             seen: set[str] = set()
             for entry in entries:
                 if entry.name in seen:

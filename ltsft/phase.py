@@ -30,6 +30,7 @@ from transformers import (
 
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
+from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
@@ -165,7 +166,8 @@ def _train(phase: Phase, module: LossModule, report: OnStep) -> None:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
+    with lean_dropout(phase.model):
+        trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
     if watch.was_stopped:
         raise InterruptedTraining(f"asked to stop; saved the {phase.name} phase at step {trainer.state.global_step}")
 

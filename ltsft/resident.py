@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ltsft.base import encoder_parameters
 from ltsft.errors import CompositionError
 from ltsft.fitting import Part, check_parts, head_values
+from ltsft.methods.registry import as_diffs
 from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
 from ltsft.weights import weight_at
@@ -64,11 +66,12 @@ class Resident:
         self._base = base
         self._rule = RULES[rule]
         self._heads = heads
-        self._encoder = dict(model.base_model.named_parameters(remove_duplicate=False))
+        self._encoder = encoder_parameters(model)
         self._parts: tuple[Part, ...] = ()
         self._held: dict[SFT, dict[str, _Held]] = {}
         self._saved_head: list[tuple[nn.Parameter, Tensor]] = []
         self._sound: WeakKeyDictionary[SFT, dict[str, float]] = WeakKeyDictionary()
+        self._worked_out: WeakKeyDictionary[SFT, SFT] = WeakKeyDictionary()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -94,7 +97,9 @@ class Resident:
                 before. Also if the model was converted to another dtype since the last switch.
         """
         self._refuse_converted()
-        wanted = tuple((sft, dict(weight) if isinstance(weight, Mapping) else weight) for sft, weight in parts)
+        wanted = tuple(
+            (self._as_diffs(sft), dict(weight) if isinstance(weight, Mapping) else weight) for sft, weight in parts
+        )
         touched = check_parts(wanted, self._encoder, base=self._base, sound=self._sound)
         head = head_values([sft for sft, _ in wanted], self.model, touched) if self._heads else []
         if wanted == self._parts:
@@ -112,6 +117,14 @@ class Resident:
             raise
         self._replace_head(head)
         return self.model
+
+    def _as_diffs(self, sft: SFT) -> SFT:
+        """Give an SFT with diffs in place of an adapter; worked out when it first comes."""
+        if not sft.adapter:
+            return sft
+        if sft not in self._worked_out:
+            self._worked_out[sft] = as_diffs(sft)
+        return self._worked_out[sft]
 
     def _change(self, wanted: tuple[Part, ...]) -> None:
         gone, self._parts = self._parts, ()  # what follows can be cut off anywhere, and _change(()) mends it

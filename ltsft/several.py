@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from ltsft.base import Base
 from ltsft.compose import Part, composed
 from ltsft.errors import TrainingError
+from ltsft.methods.registry import as_diffs
 from ltsft.objectives import Evaluation, Objective
 from ltsft.sft import SFT
 
@@ -118,7 +119,7 @@ class SeveralSources:
     def __init__(self, objective: Objective, sfts: Mapping[str, SFT | None], base: Base) -> None:
         self.labels = objective.labels
         self._objective = objective
-        self._sfts = dict(sfts)
+        self._sfts = {language: as_diffs(sft) if sft is not None else None for language, sft in sfts.items()}
         self._base = base
         self._encoder: dict[str, nn.Parameter] = {}
         self._saved: list[tuple[nn.Parameter, Tensor, Tensor]] = []

@@ -136,6 +136,7 @@ class SFT:
         maskable: Number of weights that could have been in the support: what density is a share of.
         source_languages: Languages whose labelled data a task SFT learnt from; empty for a language SFT.
         method: How it was learnt, by its name in `ltsft.methods.registry`.
+        adapter: Whole tensors by name, of a method whose product is no diff (`ltsft.methods` says how they are read).
         details: What else is known (recipe, seed, data fingerprints, parents, versions, history); plain JSON values.
         path: Folder that the SFT was loaded from, for messages; None for one made in memory.
     """
@@ -149,6 +150,7 @@ class SFT:
     maskable: int
     source_languages: tuple[str, ...] = ()
     method: str = LT_SFT
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     path: str | None = None
 
@@ -160,7 +162,7 @@ class SFT:
     @property
     def parameters(self) -> int:
         """Number of values that were learnt, without the head: what methods are compared at."""
-        return self.support_size
+        return self.support_size + sum(value.numel() for value in self.adapter.values())
 
     @property
     def density(self) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.method_recipes import LT_SFT
-from ltsft.methods import SupportMethod
+from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
@@ -134,8 +134,9 @@ def train_sft(
             if isinstance(module, nn.Dropout):
                 module.p = recipe.dropout
     how = method_named(method)
-    roles = parameter_roles(model, recipe.freeze, has_norm_biases=how.has_norm_biases)
-    k = how.size(roles, recipe)
+    norm_biases = isinstance(how, SupportMethod) and how.has_norm_biases
+    roles = parameter_roles(model, recipe.freeze, has_norm_biases=norm_biases)
+    k = how.size(roles, recipe) if isinstance(how, SupportMethod) else 0
     barred = _supports(apart_from) if recipe.disjoint else {}
     free = roles.size - sum(indices.numel() for name, indices in barred.items() if name in roles.maskable)
     if k > free:
@@ -144,14 +145,18 @@ def train_sft(
             "the density here or that of the language SFTs"
         )
     with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
-        chosen = {name: _Chosen.nothing() for name in roles.maskable}
+        adapter: dict[str, nn.Parameter] = {}
+        if isinstance(how, AdapterMethod):
+            adapter = how.attach(model, roles, kind=kind, recipe=recipe, seed=derive_seed(seed, "adapter"))
+        trained = replace(roles, maskable=adapter) if adapter else roles
+        chosen = {name: _Chosen.nothing() for name in trained.maskable}
         history: list[dict[str, Any]] = []
         before: list[float] = []
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                how, model, objective, roles, recipe, barred, seed, iteration, each, folder, checkpoint_seconds, device,
-                on_progress, should_stop,
+                how, model, objective, trained, recipe, barred, seed, iteration, each, folder, checkpoint_seconds,
+                device, on_progress, should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
             history += [
@@ -169,8 +174,9 @@ def train_sft(
                 values=_at(p, chosen[name].indices) - chosen[name].origin,
                 shape=tuple(p.shape),
             )
-            for name, p in roles.maskable.items()
+            for name, p in ({} if adapter else roles.maskable).items()
         }
+        stored = {name: p.detach().cpu().clone() for name, p in adapter.items()}
         head = {name: p.detach().cpu().clone() for name, p in roles.head.items()}
     return SFT(
         kind=kind,
@@ -182,6 +188,7 @@ def train_sft(
         maskable=roles.size,
         source_languages=source_languages,
         method=method,
+        adapter=stored,
         details={**(details or {}), "recipe": how.used(recipe, seed), "history": history, **forgetting},
     )
 
@@ -213,7 +220,7 @@ class _Chosen:
 class _Iteration:
     """One round of full phase, selection, rewind and sparse phase, as far as the method has them."""
 
-    method: SupportMethod
+    method: Method
     model: nn.Module
     objective: Objective
     roles: Roles
@@ -234,16 +241,21 @@ class _Iteration:
         A head phase comes before the first round and is not rewound: a head that does not fit yet would bend the
         encoder to itself (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features").
 
+        An adapter has its one phase, and nothing to select or to rewind.
+
         The starting point waits in a file while the full phase runs: of it, memory only ever holds what is used.
         """
         maskable, head = self.roles.maskable, self.roles.head
         results = [self._phase("head", None, {})] if self.recipe.head is not None and self.number == 0 else []
         began = {name: _at(p, taken[name].indices) for name, p in maskable.items()}
         head_began = {name: p.detach().clone() for name, p in head.items()}
+        if not isinstance(self.method, SupportMethod):
+            began = {name: p.detach().clone() for name, p in maskable.items()}
+            return taken, [*results, self._phase("full", None, began)]
         origin = _TensorFile(self._write_starting_point(taken))
         if "full" in self.method.phases:
             results.append(self._phase("full", None, origin))
-        support = self._select(origin, taken, quota)
+        support = self._select(self.method, origin, taken, quota)
         chosen = {name: _Chosen(support[name], _at(origin[name], support[name])) for name in maskable}
         if "sparse" in self.method.phases:
             with torch.no_grad():
@@ -271,7 +283,9 @@ class _Iteration:
         wait_for_all()
         return file
 
-    def _select(self, origin: Mapping[str, Tensor], taken: Mapping[str, _Chosen], quota: int) -> dict[str, Tensor]:
+    def _select(
+        self, method: SupportMethod, origin: Mapping[str, Tensor], taken: Mapping[str, _Chosen], quota: int
+    ) -> dict[str, Tensor]:
         """Give the support of the sparse phase: what was taken and `quota` more; flat indices, int32."""
         file = self.folder / f"{self.number}-support.safetensors"
         maskable = self.roles.maskable
@@ -280,7 +294,7 @@ class _Iteration:
             earlier = {name: chosen.indices for name, chosen in taken.items()}
             seed = derive_seed(self.seed, self.number, "selection")
             barred = _united(earlier, self.barred)
-            new = self.method.select(maskable, origin, quota, taken=barred, recipe=self.recipe, seed=seed)
+            new = method.select(maskable, origin, quota, taken=barred, recipe=self.recipe, seed=seed)
             support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
             if is_first_process():

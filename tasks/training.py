@@ -18,13 +18,14 @@ from ltsft.config import LabelledData, Language, Project, Source, TargetTask
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
-from ltsft.mask import support_size
+from ltsft.methods import budget
 from ltsft.methods.registry import method_named
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
+from ltsft.sft import SFT
 from ltsft.sources import RowError, read_text
 from ltsft.train import Progress, TrainingData, train_sft
 from tasks.progress import ProgressReporter
@@ -190,25 +191,18 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
     retry_condition_fn=is_service_away,
 )
 def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) -> None:
-    """Measure the sparsity of an SFT, log it with its folder, and close the run: from now on the product exists."""
+    """Measure an SFT, log that and its folder, and close the run: from now on the product exists."""
     sft = load_sft(folder)
-    measured = sparsity(sft)
     recipe = workspace.project.recipes[step.product.target_task or "language"]
-    budget = support_size(density=recipe.density, size=recipe.size, maskable=sft.maskable)
-    sizes = {"support_size": sft.support_size, "maskable": sft.maskable, "parameters": sft.parameters, "budget": budget}
-    run.log_metrics({**measured.metrics(), **sizes})
+    sizes = {"maskable": sft.maskable, "parameters": sft.parameters, "budget": budget(recipe, sft.maskable)}
+    run.log_metrics(sizes)
+    if not sft.adapter:
+        _log_sparsity(sft, step, run)
     run.log_metrics({f"{h['phase']}.best_score": h["best_score"] for h in sft.details["history"]})
     run.log_metrics({f"{h['phase']}.best_step": h["best_step"] for h in sft.details["history"]})
     for language, score in zip(sft.source_languages, sft.details.get("forgetting", ()), strict=False):
         change = {**score, "change": score["after"] - score["before"]}
         run.log_metrics({f"forgetting.{name}.{language}": value for name, value in change.items()})
-    figure = density_figure(
-        {name: share.density for name, share in measured.layers.items()},
-        overall=measured.overall.density,
-        title=step.product.subject,
-        groups={name: share.density for name, share in measured.groups.items()},
-    )
-    run.log_figure(figure, "figures/density.png")
     workspace.check_claim(step.product.key)
     run.log_folder(folder, SFT_FOLDER, manifest=MANIFEST_FILE)
     held_out = workspace.working_folder(step) / HELD_OUT
@@ -216,6 +210,19 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
         run.log_file(held_out, str(Path(HELD_OUT).parent))
     run.finish()
     workspace.remove_working_folder(step)
+
+
+def _log_sparsity(sft: SFT, step: Step, run: RunHandle) -> None:
+    """Log where an SFT changes its base, and how far."""
+    measured = sparsity(sft)
+    run.log_metrics({**measured.metrics(), "support_size": sft.support_size})
+    figure = density_figure(
+        {name: share.density for name, share in measured.layers.items()},
+        overall=measured.overall.density,
+        title=step.product.subject,
+        groups={name: share.density for name, share in measured.groups.items()},
+    )
+    run.log_figure(figure, "figures/density.png")
 
 
 def target_objective(workspace: Workspace, target: TargetTask) -> TargetObjective:

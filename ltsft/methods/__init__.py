@@ -10,16 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltsft.mask import support_size
 from ltsft.method_recipes import LT_SFT
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ltsft.base import Roles
     from ltsft.config import Recipe
+    from ltsft.sft import SFT, Kind
 
-__all__ = ["LT_SFT", "Method", "SupportMethod"]
+__all__ = ["LT_SFT", "AdapterMethod", "Method", "SupportMethod", "budget"]
 
 _OWN = ("rank", "variance", "high_order", "reduction")
 """Settings of a recipe that only some methods have."""
@@ -60,6 +63,50 @@ class Method(ABC):
         unused = {"full", "sparse"} - set(self.phases)
         return {name: value for name, value in recipe.of_seed(seed).items() if name not in unused}
 
+    def as_diffs(self, sft: SFT) -> SFT:
+        """Give an SFT whose product is no diff as one with diffs, if it can be: composing takes diffs."""
+        return sft
+
+
+class AdapterMethod(Method):
+    """A method whose product is a few whole tensors, of modules that are trained beside the encoder's weights.
+
+    Everything trains in one phase, with the settings of `full`.
+
+    Attributes:
+        is_stacked: whether the modules stay modules when SFTs are composed; if not, they are added to the weights.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("full",)
+    has_rounds: ClassVar[bool] = False
+    is_stacked: ClassVar[bool] = False
+
+    @abstractmethod
+    def attach(
+        self, model: PreTrainedModel, roles: Roles, *, kind: Kind, recipe: Recipe, seed: int
+    ) -> dict[str, nn.Parameter]:
+        """Put new modules into a model, over what is composed in it; they change nothing, or next to nothing, yet.
+
+        Args:
+            model: base and composed SFTs.
+            roles: what each of its parameters is for; K is counted by these.
+            kind: of the SFT.
+            recipe: its size or density says how many parameters the modules get, as near to K as they can.
+            seed: settles what they begin with.
+
+        Returns:
+            The parameters to train, by the names that they are stored under; they are parameters of the model, too.
+
+        Raises:
+            ConfigError: the recipe leaves nothing to train.
+            BaseModelError: the modules do not fit this architecture.
+        """
+
+
+def budget(recipe: Recipe, maskable: int) -> int:
+    """Give K, what methods are compared at: the size of the recipe, or its density of the maskable weights."""
+    return support_size(density=recipe.density, size=recipe.size, maskable=maskable)
+
 
 class SupportMethod(Method):
     """A method whose product is a diff: values on a support.
@@ -72,7 +119,7 @@ class SupportMethod(Method):
 
     def size(self, roles: Roles, recipe: Recipe) -> int:
         """Give K, the size of the support."""
-        return support_size(density=recipe.density, size=recipe.size, maskable=roles.size)
+        return budget(recipe, roles.size)
 
     @abstractmethod
     def select(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from ltsft.errors import ConfigError
-from ltsft.methods import SupportMethod
+from ltsft.methods import Method
 from ltsft.methods.biases import Biases
 from ltsft.methods.denoised import Denoised
 from ltsft.methods.dense import Dense
 from ltsft.methods.lottery_ticket import LotteryTicket, TaskOnly
+from ltsft.methods.low_rank import LowRank
 from ltsft.methods.random_support import RandomSupport
+from ltsft.sft import SFT
 
-METHODS: dict[str, SupportMethod] = {
-    method.name: method for method in (LotteryTicket(), RandomSupport(), Denoised(), Biases(), Dense(), TaskOnly())
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (LotteryTicket(), RandomSupport(), Denoised(), Biases(), Dense(), TaskOnly(), LowRank())
 }
 
 
-def method_named(name: str) -> SupportMethod:
+def method_named(name: str) -> Method:
     """Give a method.
 
     Raises:
@@ -24,3 +27,8 @@ def method_named(name: str) -> SupportMethod:
     if name not in METHODS:
         raise ConfigError(f"there is no method {name!r}; allowed are {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def as_diffs(sft: SFT) -> SFT:
+    """Give an SFT as its method wants it composed: with diffs in place of an adapter, unless that has to stay one."""
+    return method_named(sft.method).as_diffs(sft) if sft.adapter else sft

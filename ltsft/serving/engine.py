@@ -23,6 +23,7 @@ from ltsft.base import Base
 from ltsft.errors import CompositionError, ReleaseError
 from ltsft.files import load_sft
 from ltsft.fitting import Part, check_parts
+from ltsft.methods.registry import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
 from ltsft.resident import Resident
 from ltsft.rules import RULES
@@ -168,7 +169,7 @@ class Engine:
         if packed is None:
             folder = source.fetch(part)
             check_part(part, folder)
-            sft = load_sft(folder)
+            sft = as_diffs(load_sft(folder))
             check_parts([(sft, part.weight)], encoder, base=self._base.ref)
             packed = self._packed[part.sha256] = pack_sft(sft)
         return packed

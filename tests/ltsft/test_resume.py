@@ -23,8 +23,14 @@ KILLS: dict[str, list[dict[str, Any]]] = {
         {"at": ["sparse", 8], "once": "1-sparse"},
     ],
     "task": [{"at": ["head", 2]}, {"at": ["full", 3]}, {"at": ["selection", 0]}, {"at": ["sparse", 6]}],
+    "deft_x": [{"at": ["selection", 0]}, {"at": ["sparse", 2]}],
+    "rand_sft": [{"at": ["selection", 0]}, {"at": ["sparse", 5]}],
+    "lora": [{"at": ["head", 2]}, {"at": ["full", 4]}, {"at": ["full", 7], "truncate": True}],
 }
-"""Where each attempt dies. A checkpoint is written after the report of each step."""
+"""Where each attempt dies, by kind, or by method for a task SFT of another one.
+
+A checkpoint is written after the report of each step.
+"""
 
 RESTARTS = {
     "language": [
@@ -37,6 +43,9 @@ RESTARTS = {
         ["sparse", 8],
     ],
     "task": [["head", 1], ["head", 2], ["full", 3], ["selection", 0], ["sparse", 6]],
+    "deft_x": [["head", 1], ["selection", 0], ["sparse", 2]],
+    "rand_sft": [["head", 1], ["selection", 0], ["sparse", 5]],
+    "lora": [["head", 1], ["head", 2], ["full", 3], ["full", 7]],
 }
 """What each attempt reports first."""
 
@@ -58,7 +67,8 @@ def folders(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     for name, hash_seed in (("undisturbed", "1"), ("killed", "2")):
         jobs = [
             {
-                "kind": kind,
+                "kind": kind if kind in ("language", "task") else "task",
+                "method": kind if kind not in ("language", "task") else "lt_sft",
                 "base": str(tiny_base),
                 "folder": str(root / name / kind),
                 "kills": KILLS[kind] if name == "killed" else [],

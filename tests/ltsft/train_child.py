@@ -76,6 +76,7 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
         subject="aa" if language else "pos",
         recipe=recipe,
         seed=1,
+        method=job["method"],
         data=data,
         folder=folder,
         checkpoint_seconds=0.0,
