@@ -96,7 +96,9 @@ def _touch(model: PreTrainedModel, sfts: Sequence[SFT]) -> None:
             model.base_model.get_parameter(name).data.view(-1).index_add_(0, diff.indices, diff.values)
 
 
-def _wrong_weights(model: PreTrainedModel, before: dict[str, Tensor], first: list[Part], second: list[Part]) -> float:
+def _wrong_weights(
+    model: PreTrainedModel, before: dict[str, Tensor], first: Sequence[Part], second: Sequence[Part]
+) -> float:
     """Count the weights whose bits differ: after switching from those composed anew, after leaving from the base."""
     fresh = Resident(model, base=BASE_REF)
     expected = _weights(fresh.switch(second))

@@ -31,7 +31,7 @@ from ltsft.serving.answers import READERS, Piece, Reader
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
 from ltsft.sft import SFT
-from ltsft.weights import largest_weight
+from ltsft.weights import largest_weight, weight_problem
 
 __all__ = ["Admitted", "Engine"]
 
@@ -162,12 +162,14 @@ class Engine:
 
     def _fetched(self, part: ComposedPart, source: ReleaseSource, resident: Resident) -> SFT:
         """Give an SFT, checked against the release, the base and the model; fetched once for all releases."""
+        encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
+        if problem := weight_problem(part.weight, encoder):
+            raise CompositionError(f"{part.subject}: {problem}")
         packed = self._packed.get(part.sha256)
         if packed is None:
             folder = source.fetch(part)
             check_part(part, folder)
             sft = as_diffs(load_sft(folder))
-            encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
             check_parts([(sft, part.weight)], encoder, base=self._base.ref)
             packed = self._packed[part.sha256] = pack_sft(sft)
         return packed
