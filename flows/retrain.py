@@ -1,7 +1,8 @@
-"""Retrain what is stale: plan, learn the language SFTs, then the task SFTs, then evaluate the matrix.
+"""Retrain what is stale: plan, learn the language SFTs, then the task SFTs, evaluate the matrix, then promote.
 
-Reads the project file and everything that it names; writes MLflow runs. What is up to date is not touched; what fails
-does not stop the others, and the run as a whole ends as failed. Locally: ``ltsft run PROJECT``.
+Reads the project file and everything that it names; writes MLflow runs and, where releases are asked for, versions and
+aliases in the registry. What is up to date is not touched; what fails does not stop the others, and the run as a whole
+ends as failed. Locally: ``ltsft run PROJECT``, which leaves releases to ``ltsft promote``.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.making import making
+from flows.promote import promote
 from ltsft.config import ProjectRef
 from tasks.workspace import open_workspace
 
 
 @flow(name="retrain", flow_run_name="retrain {project.file}", validate_parameters=True)
-def retrain(project: ProjectRef) -> State[Any]:
+def retrain(project: ProjectRef, release: bool = False) -> State[Any]:
     """Bring a project up to date.
+
+    Args:
+        project: the project.
+        release: whether what is scored then goes through the gates and, where it passes, live. A refusal is the
+            outcome of a gate and no failure: it is told, and the champion stays.
 
     Returns:
         Completed, or Failed with what failed and why.
@@ -31,7 +38,12 @@ def retrain(project: ProjectRef) -> State[Any]:
     sfts = [step for step in (*plan.of_kind("language"), *plan.of_kind("task")) if not step.is_up_to_date]
     failures = make.train(project, sfts)
     failures |= make.evaluate(project, failures)
+    released = ""
+    if release:
+        outcome = promote(project, reason="retrain", return_state=True)
+        released = f"\nReleases: {outcome.message}"
+        get_run_logger().info("releases: %s", outcome.message)
     if failures:
         told = "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
-        return Failed(message=f"{len(failures)} of {len(plan.steps)} products could not be made:\n{told}")
-    return Completed(message=f"all {len(plan.steps)} products are up to date")
+        return Failed(message=f"{len(failures)} of {len(plan.steps)} products could not be made:\n{told}{released}")
+    return Completed(message=f"all {len(plan.steps)} products are up to date{released}")

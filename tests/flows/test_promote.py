@@ -244,3 +244,34 @@ def test_exports_and_bundles_come_from_the_command(
     )
     assert "--to hf needs a folder" in ltsft("export", "bb", "pos", "--to", "hf").stderr
     assert "--to must be hf, onnx" in ltsft("export", "bb", "pos", "--to", "gguf", "x").stderr
+
+
+def test_retrain_releases_what_passes_its_gates_and_a_refusal_is_told_without_failing(
+    changeable_project: Path,
+    set_value: Callable[[Path, str, Any], None],
+    opened: Open,
+    prefect_server: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import flows.promote as promotion
+    from flows.retrain import retrain
+    from ltsft.config import ProjectRef
+    from ltsft.verdicts import Canary
+
+    monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
+    set_value(changeable_project, "gates.release", {"min_score": 0.99})
+    ref = ProjectRef(file=str(changeable_project))
+
+    refused = retrain(ref, release=True, return_state=True)
+
+    assert refused.is_completed()
+    assert "refused by floor" in str(refused.message)
+    registry = registry_of(opened, changeable_project)
+    assert registry.champion(SLOT) is None
+
+    set_value(changeable_project, "gates.release", {"min_score": 0.01, "min_over_majority": -1.0})
+    released = retrain(ref, release=True, return_state=True)
+
+    assert released.is_completed()
+    assert "is live" in str(released.message)
+    assert registry.champion(SLOT) is not None
