@@ -43,7 +43,7 @@ def run(*, quick: bool = False) -> Report:
         from_disk = interleaved(
             {"load": lambda: _load(folder), "compose": lambda: Resident(model, base=BASE_REF).switch(first)},
             rounds=3,
-            reset=lambda: (_put_back(model, before), _forget(folder)),
+            reset=lambda: _start_anew(model, before, folder),
         )
     resident = Resident(model, base=BASE_REF)
     resident.switch(first)
@@ -74,8 +74,9 @@ def _load(folder: str) -> PreTrainedModel:
     return model
 
 
-def _forget(folder: str) -> None:
-    """Let the file cache drop the model, as it does with models that were not used for a while."""
+def _start_anew(model: PreTrainedModel, weights: dict[str, Tensor], folder: str) -> None:
+    """Put the weights back, and let the file cache drop the model, as it does what was not used for a while."""
+    _put_back(model, weights)
     for file in Path(folder).iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
