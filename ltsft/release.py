@@ -78,9 +78,10 @@ class Composition(_Frozen):
     language: Name
     target_task: Name
     objective: Name
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: tuple[str, ...] = Field(description="of the head, in the order of its outputs; none where it has none")
     max_length: int = Field(ge=8, le=100_000, description="sub-words in a piece, as in training")
     base: ComposedBase
+    takes_pairs: bool = Field(default=False, description="whether it classifies pairs of texts")
     rule: Name = "sum"
     parts: tuple[ComposedPart, ...] = Field(min_length=1)
 
@@ -92,6 +93,8 @@ class Composition(_Frozen):
             del part["run_id"]
         for name in ("id", "revision", "location"):
             del content["base"][name]
+        if not self.takes_pairs:  # compositions made before there were pairs keep their keys
+            del content["takes_pairs"]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property

@@ -180,10 +180,11 @@ class Classification:
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the mean cross-entropy, in nats."""
-        return functional.cross_entropy(self._logits(model, batch), batch["labels"])
+        return functional.cross_entropy(self.logits(model, batch), batch["labels"])
 
     @staticmethod
-    def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Give the logits of a batch, (batch, labels), in float32."""
         logits: Tensor = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
         return logits.float()
 
@@ -195,7 +196,7 @@ class Classification:
         loss = 0.0
         for chunk in like_lengths(examples):
             batch = {k: v.to(device) for k, v in self.collate(chunk, torch.Generator()).items()}
-            logits = self._logits(model, batch)
+            logits = self.logits(model, batch)
             loss += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
             for example, answer in zip(chunk, logits.argmax(-1).tolist(), strict=True):
                 answers[example.sentence] = (example.label, answer)

@@ -79,7 +79,7 @@ BAD: list[tuple[str, bytes, int, str]] = [
     ("/v1/pos/aa", b"\xff\xfe{}", 400, "is not JSON"),
     ("/v1/pos/aa", b"", 422, "body"),
     ("/v1/pos/aa", b"[]", 422, "body"),
-    ("/v1/pos/aa", b"{}", 422, "give one of text, words, inputs"),
+    ("/v1/pos/aa", b"{}", 422, "give one of text, words, question, inputs"),
     ("/v1/pos/aa", b'{"text": 5}', 422, "body.text: Input should be a valid string"),
     ("/v1/pos/aa", b'{"text": ""}', 422, "body.text: String should have at least 1 character"),
     ("/v1/pos/aa", b'{"text": " \\n "}', 422, "needs a character that is not white space"),
@@ -235,7 +235,13 @@ def test_the_openapi_document_is_valid_and_has_the_limits_and_examples(make_clie
     validate(schema)
     assert schema["components"]["schemas"]["Texts"]["properties"]["inputs"]["maxItems"] == 7
     operation = schema["paths"]["/v1/{target_task}/{language}"]["post"]
-    assert set(operation["requestBody"]["content"]["application/json"]["examples"]) == {"text", "words", "texts"}
+    assert set(operation["requestBody"]["content"]["application/json"]["examples"]) == {
+        "text",
+        "words",
+        "texts",
+        "pair",
+        "question",
+    }
     assert {"404", "422", "429", "504"} <= set(operation["responses"])
     reference = operation["responses"]["404"]["content"]["application/json"]["schema"]["$ref"]
     assert reference == "#/components/schemas/Problem"
