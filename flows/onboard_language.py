@@ -42,10 +42,7 @@ def onboard_language(project: ProjectRef, language: str) -> State[Any]:
 
 def _row(plan: Plan, language: str) -> set[str]:
     """Give the subjects of a language's SFT, its cells, and everything that the cells are made from."""
-    wanted = {plan.step(language_subject(language)).product.subject}
-    wanted |= {step.product.subject for step in plan.of_kind("cell") if step.product.language == language}
-    while True:
-        needed = {need for subject in wanted for need in plan.step(subject).product.needs}
-        if needed <= wanted:
-            return wanted
-        wanted |= needed
+    wanted = {step.product.subject for step in plan.of_kind("cell") if step.product.language == language}
+    if plan.of_kind("language") or not wanted:
+        wanted.add(plan.step(language_subject(language)).product.subject)
+    return plan.with_needs(wanted)

@@ -159,7 +159,7 @@ def load_base(id: str, revision: str | None = None) -> Base:
     return Base(id, revision, tokenizer)
 
 
-def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles:
+def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = (), *, has_norm_biases: bool = False) -> Roles:
     """Say which parameters may be sparse, which are head and which are frozen.
 
     The encoder's may be sparse, less its layer norms and what `freeze` names; parameters outside the encoder are the
@@ -170,12 +170,19 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
     Args:
         model: encoder with a head; output embeddings must be untied (`Base.masked_lm` does it).
         freeze: shell-style patterns over names relative to the encoder, such as ``embeddings.*``.
+        has_norm_biases: whether the biases of layer norms may be sparse, too.
 
     Raises:
         ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
     encoder = model.base_model
-    norms = {id(p) for module in encoder.modules() if _is_norm(module) for p in module.parameters(recurse=False)}
+    norms = {
+        id(p)
+        for module in encoder.modules()
+        if _is_norm(module)
+        for name, p in module.named_parameters(recurse=False)
+        if not (has_norm_biases and name == "bias")
+    }
     pooler = pooler_parameters(model)
     inside = {name: p for name, p in encoder.named_parameters() if name not in pooler}
     patterns = tuple(freeze)
@@ -201,6 +208,16 @@ def parameter_roles(model: PreTrainedModel, freeze: Iterable[str] = ()) -> Roles
     trained = {id(p) for p in (*maskable.values(), *head.values())}
     frozen = tuple(n for n, p in model.named_parameters() if id(p) not in trained)
     return Roles(maskable=maskable, head=head, frozen=frozen)
+
+
+def encoder_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """Give the encoder's parameters under their own names, relative to the encoder, tied ones under each name.
+
+    While LoRA modules are in place (`ltsft.methods.low_rank`) the linear layers stand inside them; the parameters of
+    the modules themselves are not the encoder's.
+    """
+    found = model.base_model.named_parameters(remove_duplicate=False)
+    return {name.replace(".base_layer.", "."): p for name, p in found if ".lora_" not in name}
 
 
 def pooler_parameters(model: PreTrainedModel) -> frozenset[str]:

@@ -17,12 +17,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ltsft.cli_experiments import experimenting
 from ltsft.cli_release import releasing
 from ltsft.config import ProjectRef
 from ltsft.console import (
     AsJson,
     BaseOption,
     DataRoot,
+    MethodOption,
     Overrides,
     ProjectFile,
     console,
@@ -34,10 +36,12 @@ from ltsft.console import (
 
 if TYPE_CHECKING:
     from ltsft.matrix import Matrix
+    from ltsft.weights import Weight
     from tasks.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
+app.add_typer(experimenting)
 app.add_typer(releasing)
 
 
@@ -54,6 +58,7 @@ def plan(
     file: ProjectFile,
     data_root: DataRoot = None,
     base: BaseOption = None,
+    method: MethodOption = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +66,7 @@ def plan(
     with told_errors():
         from tasks.workspace import open_workspace
 
-        made = open_workspace(project_ref(file, data_root, base, overrides)).plan
+        made = open_workspace(project_ref(file, data_root, base, overrides, method)).plan
     if as_json:
         print(json.dumps([step.as_row() for step in made.steps], indent=2))
         return
@@ -79,6 +84,7 @@ def run(
     file: ProjectFile,
     data_root: DataRoot = None,
     base: BaseOption = None,
+    method: MethodOption = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show all of Prefect's log lines.")] = False,
@@ -87,7 +93,7 @@ def run(
     has_bars = sys.stderr.isatty() and not verbose
     if has_bars:  # the bars show what matters; all log lines are in Prefect
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    ref = project_ref(file, data_root, base, overrides)
+    ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
         from tasks.matrix import read_matrix, restore_page
         from tasks.workspace import open_workspace
@@ -189,6 +195,8 @@ def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json
     out = console()
     out.print(f"{escaped(loaded.title)}: K = {loaded.support_size:,} of {loaded.maskable:,} weights")
     out.print(f"density {100 * loaded.density:.3f} %, base {loaded.base.id}")
+    if loaded.adapter:
+        out.print(f"method {loaded.method}: an adapter of {loaded.parameters:,} parameters in place of a support")
     for label, value in (("labels", ", ".join(loaded.labels)), ("learnt from", ", ".join(loaded.source_languages))):
         if value:
             out.print(f"{label}: {escaped(value)}")
@@ -242,11 +250,14 @@ def compare(
 @app.command()
 def compose(
     sfts: Annotated[
-        list[str], typer.Argument(help="SFT folders in order, each with an optional weight: FOLDER or FOLDER@0.5")
+        list[str],
+        typer.Argument(
+            help="SFT folders in order, each with an optional weight: FOLDER@0.5, FOLDER@embeddings=0.5,layer.0=0.8"
+        ),
     ],
     base: Annotated[str, typer.Option("--base", help="The base: a folder, or a hub id as id@revision.")],
     out: Annotated[Path, typer.Option(help="The folder to write: an ordinary Hugging Face folder.")],
-    rule: Annotated[str, typer.Option(help="How the diffs are put together.")] = "sum",
+    rule: Annotated[str, typer.Option(help="How the diffs are put together: sum, ties or ties_sum.")] = "sum",
 ) -> None:
     """Compose base + SFTs and write the result as an ordinary Hugging Face folder."""
     with told_errors():
@@ -300,14 +311,11 @@ def toy(folder: Annotated[Path, typer.Argument(help="Where the artificial family
         make_toy(folder, on_progress=lambda message: console().print(message))
 
 
-def _weighted(argument: str) -> tuple[str, float]:
+def _weighted(argument: str) -> tuple[str, Weight]:
+    from ltsft.weights import parse_weight
+
     folder, separator, weight = argument.rpartition("@")
-    if not separator or Path(argument).exists():
-        return argument, 1.0
-    try:
-        return folder, float(weight)
-    except ValueError:
-        fail(f"the weight of {folder} must be a number, got {weight!r}")
+    return (argument, 1.0) if not separator or Path(argument).exists() else (folder, parse_weight(weight))
 
 
 def _id_and_revision(base: str) -> tuple[str, str | None]:

@@ -12,7 +12,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ltsft.console import AsJson, BaseOption, DataRoot, Overrides, console, escaped, fail, project_ref, told_errors
+from ltsft.console import (
+    AsJson,
+    BaseOption,
+    DataRoot,
+    MethodOption,
+    Overrides,
+    console,
+    escaped,
+    fail,
+    project_ref,
+    told_errors,
+)
 
 releasing = typer.Typer()
 
@@ -35,10 +46,11 @@ def promote(
     again: Annotated[bool, typer.Option("--again", help="Also what was rolled back.")] = False,
     data_root: DataRoot = None,
     base: BaseOption = None,
+    method: MethodOption = None,
     overrides: Overrides = None,
 ) -> None:
     """Release what is scored and not live yet, if it passes its gates."""
-    ref = project_ref(project, data_root, base, overrides)
+    ref = project_ref(project, data_root, base, overrides, method)
     with told_errors():
         from flows.promote import promote as flow
 
@@ -106,6 +118,7 @@ def export(
     ] = None,
     data_root: DataRoot = None,
     base: BaseOption = None,
+    method: MethodOption = None,
     overrides: Overrides = None,
 ) -> None:
     """Write a composed model to where something else takes it from."""
@@ -113,7 +126,7 @@ def export(
         from tasks.exports import export_release
         from tasks.workspace import open_workspace
 
-        workspace = open_workspace(project_ref(project, data_root, base, overrides), needs_data=False)
+        workspace = open_workspace(project_ref(project, data_root, base, overrides, method), needs_data=False)
         wrote = export_release(workspace, language, target_task, to=to, folder=folder, version=version)
     console().print(f"wrote {escaped(wrote)}", soft_wrap=True)
 

@@ -16,8 +16,11 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
+from ltsft.composition import CompositionSettings
+from ltsft.consistency import Consistency
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
+from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
 from ltsft.named_source import Frozen, Sources, as_list
 from ltsft.named_source import Source as Source  # it is part of what this module offers
 
@@ -79,6 +82,7 @@ class TargetTask(Frozen):
     )
     sampling: Sampling = Sampling()
     test: dict[str, Sources]
+    dev: dict[str, Sources] = Field({}, description="what weights of compositions may be searched on, by language")
     supervised: dict[str, LabelledData] = Field({})
 
     @field_validator("objective")
@@ -131,6 +135,11 @@ class TargetTask(Frozen):
         """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
         return self.sources if language == self.source_name else {language: self.supervised[language]}
 
+    def held_out(self, language: str) -> tuple[Source, ...]:
+        """Give the labelled data of a language that nothing was trained on and that is not its test set; often none."""
+        labelled = {**self.supervised, **self.sources}.get(language)
+        return self.dev.get(language) or (labelled.dev if labelled is not None else ())
+
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its path below the target task."""
         found: dict[str, Source] = {}
@@ -138,8 +147,9 @@ class TargetTask(Frozen):
             for code, labelled in data.items():
                 found |= {f"{section}.{code}.train[{i}]": source for i, source in enumerate(labelled.train)}
                 found |= {f"{section}.{code}.dev[{i}]": source for i, source in enumerate(labelled.dev)}
-        for code, sources in self.test.items():
-            found |= {f"test.{code}[{i}]": source for i, source in enumerate(sources)}
+        for split, by_language in (("test", self.test), ("dev", self.dev)):
+            for code, sources in by_language.items():
+                found |= {f"{split}.{code}[{i}]": source for i, source in enumerate(sources)}
         return found
 
 
@@ -157,6 +167,10 @@ class Phase(Frozen):
         if self.max_steps is not None and self.max_steps < self.min_steps:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least min_steps ({self.min_steps})")
         return self
+
+
+_SINCE = ("disjoint", "values", "processes", "head", "rank", "variance", "high_order", "reduction", "consistency")
+"""Settings of a recipe that are younger than the first keys."""
 
 
 class Recipe(Frozen):
@@ -180,8 +194,14 @@ class Recipe(Frozen):
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
+    consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
+    rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
+    variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
+    high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
+    reduction: float | None = Field(None, gt=0, description="hidden size over the width of a bottleneck (mad_x)")
     seeds: tuple[int, ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -204,9 +224,17 @@ class Recipe(Frozen):
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Give the plain values that go into the key of the SFT trained with this seed."""
         # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
-        plain = {"values": "float32", "processes": 1, "head": None}
-        values = self.model_dump(mode="json", exclude={"seeds"})
+        plain = {name: type(self).model_fields[name].default for name in _SINCE}
+        # Where word lists lie is no part of a key; what is in them stands beside the recipe, as of all data.
+        places = {"consistency": {"augmentations": {"code_switch": {"words"}}}}
+        values = self.model_dump(mode="json", exclude={"seeds": True, **places})
         return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
+
+
+class MethodRecipes(Frozen):
+    """The recipes of a method: those of the project, with what its own section sets in their place."""
+
+    recipes: dict[str, Recipe] = Field({})
 
 
 class Store(Frozen):
@@ -226,9 +254,32 @@ class Project(Frozen):
     languages: dict[str, Language] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
     target_tasks: dict[str, TargetTask] = Field({})
+    method: str = Field(LT_SFT, description="how SFTs are learnt")
+    methods: dict[str, MethodRecipes] = Field({}, description="what of `recipes` is otherwise for a method")
     recipes: dict[str, Recipe]
+    composition: CompositionSettings = CompositionSettings()
     gates: Gates = Gates()
     store: Store
+
+    @model_validator(mode="after")
+    def _suits_methods(self) -> Project:
+        from ltsft.methods.registry import METHODS
+
+        problems = []
+        for name, theirs in self.methods.items() if METHODS.keys() >= self.methods.keys() else ():
+            found = [(part, line) for part, recipe in theirs.recipes.items() for line in METHODS[name].problems(recipe)]
+            place = "recipes" if name == self.method else f"methods.{name}.recipes"
+            problems += [f"{place}.{part}.{line}" for part, line in found]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @field_validator("recipes")
+    @classmethod
+    def _consistency_is_for_target_tasks(cls, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+        if "language" in recipes and recipes["language"].consistency is not None:
+            raise ValueError("consistency is for target tasks; take it out of recipes.language")
+        return recipes
 
     @model_validator(mode="after")
     def _suits_several_sources(self) -> Project:
@@ -250,14 +301,24 @@ class Project(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        """Copy the keys of `languages` and `target_tasks` into what they name."""
-        value = dict(value)
+        """Copy the keys of `languages` and `target_tasks` into what they name; work out the recipes of each method."""
+        value = work_out_recipes(dict(value))
         for section, field in (("languages", "code"), ("target_tasks", "name")):
             entries = value.get(section)
             if isinstance(entries, Mapping):
                 value[section] = {k: {**v, field: k} if isinstance(v, Mapping) else v for k, v in entries.items()}
         value.setdefault("store", {"folder": f"work/{value.get('name', 'project')}"})
         return value
+
+    def with_method(self, name: str) -> Project:
+        """Give the same project with another method: the same data and store, that method's recipes, other keys.
+
+        Raises:
+            ConfigError: there is no such method.
+        """
+        if name not in self.methods:
+            raise ConfigError(f"there is no method {name!r}; allowed are {', '.join(self.methods)}")
+        return self.model_copy(update={"method": name, "recipes": self.methods[name].recipes})
 
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its dotted path in the project file."""
@@ -266,6 +327,10 @@ class Project(Frozen):
             found |= {f"languages.{code}.text[{i}]": source for i, source in enumerate(language.text)}
         for name, target in self.target_tasks.items():
             found |= {f"target_tasks.{name}.{path}": source for path, source in target.all_sources().items()}
+        for name, recipe in self.recipes.items():
+            words = recipe.consistency.sources if recipe.consistency is not None else ()
+            path = f"recipes.{name}.consistency.augmentations.code_switch.words"
+            found |= {f"{path}[{i}]": source for i, source in enumerate(words)}
         return found
 
 
@@ -274,6 +339,7 @@ def load_project(
     *,
     data_root: str | None = None,
     base: str | None = None,
+    method: str | None = None,
     overrides: Iterable[str] = (),
     check_files: bool = True,
 ) -> Project:
@@ -283,6 +349,7 @@ def load_project(
         path: the YAML file.
         data_root: folder or URL that relative sources start from; replaces the file's and ``LTSFT_DATA_ROOT``.
         base: hub id (``id@revision``) or folder of the base; replaces the file's id and revision.
+        method: how SFTs are learnt; replaces the file's.
         overrides: ``dotted.path=value`` each, the value in YAML: ``recipes.language.density=0.05``.
         check_files: whether local data must be there; who serves or rolls back has none.
 
@@ -307,6 +374,8 @@ def load_project(
     if base is not None:
         identifier, _, revision = base.partition("@")
         raw["base"] = {"id": identifier, "revision": revision or None}
+    if method is not None:
+        raw["method"] = method
     root = data_root or os.environ.get("LTSFT_DATA_ROOT") or raw.get("data_root") or "."
     raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
     problems = _reference_problems(raw)
@@ -366,14 +435,22 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         for name in floors
         if name not in targets
     ]
+    problems += [
+        f"composition.by_language.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
+        for code in _as_mapping(_as_mapping(raw.get("composition")).get("by_language"))
+        if code not in languages
+    ]
+    if _as_mapping(recipes.get("language")).get("disjoint"):
+        problems.append("recipes.language.disjoint: must be false: a language SFT has no other SFT to keep out of")
     known = ["language", *map(str, targets)]
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
     ]
+    problems += unknown_methods(raw, known)
     for name, target in targets.items():
         if name not in recipes:
             problems.append(f"recipes.{name}: missing; it says how the SFT of target task {name} is learnt")
-        for section in ("sources", "test", "supervised"):
+        for section in ("sources", "test", "dev", "supervised"):
             problems += [
                 f"target_tasks.{name}.{section}.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
                 for code in _as_mapping(_as_mapping(target).get(section))
@@ -396,7 +473,7 @@ def _field_problems(error: PydanticError) -> list[str]:
         got = item.get("input")
         shown = f", got {got!r}" if isinstance(got, (str, int, float)) and item["type"] != "extra_forbidden" else ""
         lines += [f"{where + ': ' if where else ''}{line}{shown}" for line in message.splitlines()]
-    return lines
+    return [line for line in lines if not (line.startswith("methods.") and line.split(".", 2)[-1] in lines)]
 
 
 class ProjectRef(Frozen):
@@ -405,6 +482,7 @@ class ProjectRef(Frozen):
     file: str
     data_root: str | None = None
     base: str | None = None
+    method: str | None = None
     overrides: tuple[str, ...] = ()
 
     def load(self, *, check_files: bool = True) -> Project:
@@ -417,5 +495,10 @@ class ProjectRef(Frozen):
             ConfigError: naming everything that is wrong at once.
         """
         return load_project(
-            self.file, data_root=self.data_root, base=self.base, overrides=self.overrides, check_files=check_files
+            self.file,
+            data_root=self.data_root,
+            base=self.base,
+            method=self.method,
+            overrides=self.overrides,
+            check_files=check_files,
         )

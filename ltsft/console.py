@@ -16,6 +16,9 @@ from ltsft.errors import LtsftError
 ProjectFile = Annotated[Path, typer.Argument(help="The project file, such as configs/ud.yaml.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder or URL that relative data sources start from.")]
 BaseOption = Annotated[str | None, typer.Option("--base", help="Another base: a folder, or a hub id as id@revision.")]
+MethodOption = Annotated[
+    str | None, typer.Option("--method", help="How SFTs are learnt, such as lora; the file's method without it.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Another value, as dotted.path=value; may be given several times.")
 ]
@@ -47,6 +50,8 @@ def console() -> Console:
     return Console(highlight=False)
 
 
-def project_ref(file: Path, data_root: str | None, base: str | None, overrides: list[str] | None) -> ProjectRef:
+def project_ref(
+    file: Path, data_root: str | None, base: str | None, overrides: list[str] | None, method: str | None = None
+) -> ProjectRef:
     """Say how flows read the project file again."""
-    return ProjectRef(file=str(file), data_root=data_root, base=base, overrides=tuple(overrides or ()))
+    return ProjectRef(file=str(file), data_root=data_root, base=base, method=method, overrides=tuple(overrides or ()))

@@ -1,8 +1,8 @@
 """An SFT as a folder: writing it so that nobody sees half of it, and reading it with every check made first.
 
     sft.safetensors   "diff.gaps" and "diff.values": the supports and the values of all parameters, one after the
-                      other in the order of the manifest, packed (`ltsft.packing`); "head.<name>": each parameter of
-                      the head, whole
+                      other in the order of the manifest, packed (`ltsft.packing`); "head.<name>" and
+                      "adapter.<name>": each parameter of the head and of an adapter, whole
     README.md         a card for people
     sft.json          the manifest, written last: a folder without it is not an SFT
 
@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -32,8 +32,10 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from ltsft.card import write_card
 from ltsft.errors import SFTFileError
-from ltsft.manifest import FORMAT_VERSION, DiffEntry, Manifest, parse_manifest, seal_manifest
+from ltsft.manifest import FORMAT_VERSION, DiffEntry, HeadEntry, Manifest, parse_manifest, seal_manifest
+from ltsft.method_recipes import LT_SFT
 from ltsft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack
 from ltsft.sft import SFT, BaseRef, Diff
 
@@ -47,7 +49,6 @@ __all__ = [
     "load_sft",
     "read_manifest",
     "save_sft",
-    "write_card",
 ]
 
 TENSOR_FILE = "sft.safetensors"
@@ -57,7 +58,7 @@ CARD_FILE = "README.md"
 _GAPS = "diff.gaps"
 _VALUES = "diff.values"
 _NOTHING = torch.zeros(0, dtype=torch.uint8)
-_HEAD = "head."
+_WHOLE = ("head", "adapter")
 StoredValues = Literal["float32", "bfloat16"]
 _HEAD_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -130,7 +131,7 @@ def load_sft(folder: str | Path) -> SFT:
     try:
         tensors = _checked_tensors(file, content, manifest)
         diffs = _unpacked(file, manifest, tensors)
-        head = _head(file, manifest, tensors)
+        head, adapter = (_whole(file, section, getattr(manifest, section), tensors) for section in _WHOLE)
     except SFTFileError:
         _refuse_hash(file, digest.result(), manifest)
         raise
@@ -143,9 +144,11 @@ def load_sft(folder: str | Path) -> SFT:
         base=BaseRef(**manifest.base.model_dump()),
         diffs=diffs,
         head=head,
+        adapter=adapter,
         labels=manifest.labels,
         maskable=manifest.maskable,
         source_languages=manifest.source_languages,
+        method=manifest.method,
         details=manifest.details,
         path=str(folder),
     )
@@ -165,65 +168,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     Raises:
         SFTFileError: There is no manifest, or it is not valid.
     """
-    content = _read_manifest(Path(folder)).model_dump(mode="json")
-    other = "target_task" if content["kind"] == "language" else "language"
-    return {key: value for key, value in content.items() if key != other}
-
-
-def write_card(sft: SFT) -> str:
-    """Write the model card of an SFT: what it is, its base and density, and how to load it.
-
-    Args:
-        sft: The SFT.
-
-    Returns:
-        Markdown with the front matter of a Hugging Face model card.
-    """
-    front = {"base_model": sft.base.id, "library_name": "ltsft", "tags": ["sparse-fine-tuning", "lt-sft", sft.kind]}
-    revision = f", revision `{sft.base.revision}`" if sft.base.revision else ""
-    if sft.kind == "language":
-        what = f"A language SFT for `{sft.subject}`, learnt by masked language modelling on raw text."
-    else:
-        source = ", ".join(f"`{language}`" for language in sft.source_languages) or "no language that is on record"
-        what = f"A task SFT for the target task `{sft.subject}`, learnt from labelled data in {source}."
-    lines = [
-        "---",
-        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
-        "---",
-        "",
-        f"# {sft.kind} SFT: {sft.subject}",
-        "",
-        what,
-        "SFT stands for sparse fine-tuning: a sparse difference to the weights of a pretrained base (Lottery-Ticket",
-        "SFT, Ansell et al., ACL 2022). It is used by adding it to its base, with other SFTs of the same base.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| base | `{sft.base.id}`{revision} |",
-        f"| base fingerprint | `{sft.base.fingerprint}` |",
-        f"| tokenizer fingerprint | `{sft.base.tokenizer_fingerprint}` |",
-        f"| support | {sft.support_size:,} of {sft.maskable:,} maskable weights |",
-        f"| density | {sft.density:.6g} |",
-        f"| head | {', '.join(f'`{name}`' for name in sorted(sft.head)) or 'none'} |",
-        f"| labels | {', '.join(f'`{label}`' for label in sft.labels) or 'none'} |",
-        "",
-        "## How to load it",
-        "",
-        "```python",
-        "from ltsft.base import load_base",
-        "from ltsft.compose import composed",
-        "from ltsft.files import load_sft",
-        *(["from ltsft.objectives.registry import model_of"] if sft.kind == "task" else []),
-        "",
-        f"base = load_base({sft.base.id!r}, revision={sft.base.revision!r})",
-        'sft = load_sft("path/to/this/folder")',
-        f"model = {'model_of(base, sft)' if sft.kind == 'task' else 'base.masked_lm()'}",
-        "with composed(model, [(sft, 1.0)], base=base.ref):",
-        "    ...  # the model is base + SFT here, and the base again afterwards",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+    content: dict[str, Any] = _read_manifest(Path(folder)).model_dump(mode="json", exclude_unset=True)
+    return content
 
 
 def _refuse_unsound(sft: SFT, place: Path) -> None:
@@ -231,12 +177,13 @@ def _refuse_unsound(sft: SFT, place: Path) -> None:
         problem = diff.problem()
         if problem:
             raise SFTFileError(f"{place}: diff of {name}: {problem}")
-    for name, value in sft.head.items():
-        if value.dtype not in _HEAD_DTYPES.values():
-            allowed = ", ".join(_HEAD_DTYPES)
-            raise SFTFileError(f"{place}: head {name} has dtype {value.dtype}; allowed are {allowed}")
-        if not bool(torch.isfinite(value).all()):
-            raise SFTFileError(f"{place}: head {name} holds values that are not finite")
+    for section in _WHOLE:
+        for name, value in getattr(sft, section).items():
+            if value.dtype not in _HEAD_DTYPES.values():
+                allowed = ", ".join(_HEAD_DTYPES)
+                raise SFTFileError(f"{place}: {section} {name} has dtype {value.dtype}; allowed are {allowed}")
+            if not bool(torch.isfinite(value).all()):
+                raise SFTFileError(f"{place}: {section} {name} holds values that are not finite")
 
 
 def _packed(sft: SFT, values: StoredValues, folder: Path) -> tuple[bytes, dict[str, Any]]:
@@ -255,7 +202,11 @@ def _packed(sft: SFT, values: StoredValues, folder: Path) -> tuple[bytes, dict[s
             raise SFTFileError(f"{folder}: a value is too large for bfloat16; store float32")
     packed = pack(row.numpy() if values == "float32" else row.view(torch.uint16).numpy())
     # clone: safetensors refuses tensors that share memory, and two names of a head may.
-    head = {_HEAD + name: value.detach().cpu().contiguous().clone() for name, value in sft.head.items()}
+    whole = {
+        f"{section}.{name}": value.detach().cpu().contiguous().clone()
+        for section in _WHOLE
+        for name, value in getattr(sft, section).items()
+    }
     packing = {
         "codec": "pcodec",
         "chunk": CHUNK,
@@ -263,7 +214,7 @@ def _packed(sft: SFT, values: StoredValues, folder: Path) -> tuple[bytes, dict[s
         "gap_bytes": [len(stream) for stream in gaps],
         "value_bytes": [len(stream) for stream in packed],
     }
-    return pack_tensors({_GAPS: _bytes(gaps), _VALUES: _bytes(packed), **head}), packing
+    return pack_tensors({_GAPS: _bytes(gaps), _VALUES: _bytes(packed), **whole}), packing
 
 
 def _bytes(streams: list[bytes]) -> Tensor:
@@ -276,6 +227,7 @@ def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> 
         "format_version": FORMAT_VERSION,
         "kind": sft.kind,
         subject: sft.subject,
+        **({} if sft.method == LT_SFT else {"method": sft.method}),
         "source_languages": list(sft.source_languages),
         "base": {
             "id": sft.base.id,
@@ -291,10 +243,8 @@ def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> 
             {"name": name, "shape": list(diff.shape), "support_size": diff.support_size}
             for name, diff in sorted(sft.diffs.items())
         ],
-        "head": [
-            {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-            for name, value in sorted(sft.head.items())
-        ],
+        "head": _described(sft.head),
+        **({"adapter": _described(sft.adapter)} if sft.adapter else {}),
         "packing": packing,
         "tensor_file": {"size_bytes": len(tensors), "sha256": hashlib.sha256(tensors).hexdigest()},
         "details": sft.details,
@@ -309,6 +259,13 @@ def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> 
         ) from error
     parse_manifest(text, file)
     return text
+
+
+def _described(tensors: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        for name, value in sorted(tensors.items())
+    ]
 
 
 def _is_same(folder: Path, manifest: bytes, tensors: bytes) -> bool:
@@ -400,7 +357,7 @@ def _checked_tensors(file: Path, content: bytes, manifest: Manifest) -> dict[str
         tensors = parse_tensors(content)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise SFTFileError(f"{file} is not a safetensors file: {error}") from error
-    names = {_GAPS, _VALUES, *(_HEAD + entry.name for entry in manifest.head)}
+    names = {_GAPS, _VALUES, *(f"{section}.{entry.name}" for section in _WHOLE for entry in getattr(manifest, section))}
     for name in sorted(names ^ tensors.keys()):
         found = "missing" if name in names else "not in the manifest"
         raise SFTFileError(f"{file}: tensor {name} is {found}")
@@ -450,14 +407,14 @@ def _placed(file: Path, manifest: Manifest, gaps: np.ndarray[Any, Any], values: 
     return {entry.name: diff for entry, diff in zip(manifest.diffs, in_parallel(work), strict=True)}
 
 
-def _head(file: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    head = {}
-    for entry in manifest.head:
-        value = tensors[_HEAD + entry.name]
+def _whole(file: Path, section: str, entries: tuple[HeadEntry, ...], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for entry in entries:
+        value = tensors[f"{section}.{entry.name}"]
         if value.dtype != _HEAD_DTYPES[entry.dtype] or tuple(value.shape) != entry.shape:
             raise SFTFileError(
-                f"{file}: head {entry.name} is {value.dtype} of shape {list(value.shape)}, "
+                f"{file}: {section} {entry.name} is {value.dtype} of shape {list(value.shape)}, "
                 f"the manifest says {entry.dtype} of shape {list(entry.shape)}"
             )
-        head[entry.name] = value
-    return head
+        found[entry.name] = value
+    return found

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ltsft.errors import CompositionError
+from ltsft.methods.registry import as_diffs
 from ltsft.sft import SFT, Diff
 
 __all__ = [
@@ -189,6 +190,7 @@ def interference(a: SFT, b: SFT) -> Interference:
             f"{a.title} and {b.title} belong to different bases ({a.base.id}: {a.base.fingerprint}; {b.base.id}: "
             f"{b.base.fingerprint}); weights of different bases cannot be compared"
         )
+    a, b = as_diffs(a), as_diffs(b)
     rows = {}
     for name in sorted(a.diffs.keys() | b.diffs.keys()):
         present = [diff for diff in (a.diffs.get(name), b.diffs.get(name)) if diff is not None]

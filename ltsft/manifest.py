@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ltsft.errors import SFTFileError
+from ltsft.method_recipes import LT_SFT
 from ltsft.sft import MAX_PARAMETER_SIZE
 
 FORMAT_VERSION = 2
@@ -65,7 +66,7 @@ class DiffEntry(_Part):
 
 
 class HeadEntry(_Part):
-    """One parameter of the head."""
+    """One parameter of the head, or one tensor of an adapter: what is stored whole."""
 
     name: Name
     shape: Shape
@@ -97,6 +98,7 @@ class Manifest(_Part):
     language: str | None = None
     target_task: str | None = None
     source_languages: tuple[str, ...] = ()
+    method: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,100}$")] = LT_SFT
     base: BaseEntry
     labels: tuple[str, ...]
     density: Annotated[float, Field(ge=0)]
@@ -104,6 +106,7 @@ class Manifest(_Part):
     maskable: Count
     diffs: tuple[DiffEntry, ...]
     head: tuple[HeadEntry, ...]
+    adapter: tuple[HeadEntry, ...] = ()
     packing: PackingEntry
     tensor_file: FileEntry
     details: dict[str, Any]
@@ -119,7 +122,7 @@ class Manifest(_Part):
         if not self.subject:
             field = "language" if self.kind == "language" else "target_task"
             raise ValueError(f"a {self.kind} SFT must name its {field}")
-        for entries in (self.diffs, self.head):
+        for entries in (self.diffs, self.head, self.adapter):
             seen: set[str] = set()
             for entry in entries:
                 if entry.name in seen:

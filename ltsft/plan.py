@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft import scoring, train
-from ltsft.config import LabelledData, Project, Source, TargetTask
+from ltsft.config import LabelledData, Project, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
+from ltsft.method_recipes import LT_SFT
+from ltsft.methods.registry import method_named
 
 __all__ = [
     "Existing",
@@ -136,6 +138,19 @@ class Plan:
         """Give the steps of a kind: "language", "task" or "cell"."""
         return tuple(step for step in self.steps if step.product.kind == kind)
 
+    def with_needs(self, subjects: Iterable[str]) -> set[str]:
+        """Give these subjects and everything that they are made from.
+
+        Raises:
+            ConfigError: the project asks for no such product.
+        """
+        wanted = set(subjects)
+        while True:
+            needed = {need for subject in wanted for need in self.step(subject).product.needs}
+            if needed <= wanted:
+                return wanted
+            wanted |= needed
+
     @property
     def stale(self) -> tuple[Step, ...]:
         """The steps that are not up to date."""
@@ -179,7 +194,8 @@ def make_plan(
     newest: dict[str, Existing] = {}
     for record in existing:
         by_key.setdefault(record.key, record)
-        newest.setdefault(record.subject, record)
+        if record.parts.get("method", LT_SFT) == project.method:
+            newest.setdefault(record.subject, record)
     failed = failures or {}
     steps = []
     for product in products(project, prints):
@@ -197,22 +213,27 @@ def make_plan(
 
 def products(project: Project, prints: Fingerprints) -> list[Product]:
     """List every product of a project with its key, each after those that it needs."""
+    method = method_named(project.method)
+    named = {} if method.name == LT_SFT else {"method": method.name}
     encoder = {"encoder": prints.encoder, "tokenizer": prints.tokenizer}
     found: dict[str, Product] = {}
 
     def add(kind: str, subject: str, parts: dict[str, Any], needs: Iterable[str], **facts: Any) -> None:
         upstream = {need: found[need].key for need in needs}
-        parts = {"kind": kind, **parts, "upstream": upstream}
+        parts = {"kind": kind, **named, **parts, "upstream": upstream}
         found[subject] = Product(kind, subject, _hash(parts), parts, tuple(upstream), **facts)
 
+    def languages_of(codes: Iterable[str]) -> list[str]:
+        return [language_subject(code) for code in codes] if method.has_languages else []
+
     recipe = project.recipes["language"]
-    for code, language in project.languages.items():
+    for code, language in project.languages.items() if method.has_languages else ():
         parts = {
             "procedure": train.VERSION,
             "language": code,
             "base": {**encoder, "head": prints.head},
             "text": prints.of(language.text),
-            "recipe": recipe.of_seed(recipe.seeds[0]),
+            "recipe": method.used(recipe, recipe.seeds[0]),
         }
         add("language", language_subject(code), parts, (), language=code, seed=recipe.seeds[0])
 
@@ -232,11 +253,12 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "train": _of_languages({code: prints.of(labelled.train) for code, labelled in data.items()}),
                 "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
                 **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
-                "recipe": task_recipe.of_seed(seed),  # noqa: B023
+                **_word_lists(task_recipe, prints),  # noqa: B023
+                "recipe": method.used(task_recipe, seed),  # noqa: B023
             }
             facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
             if subject not in found:
-                add("task", subject, parts, map(language_subject, data), **facts)
+                add("task", subject, parts, languages_of(data), **facts)
             return subject
 
         source = target.source_name
@@ -246,7 +268,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
             for code, data in target.supervised.items()
         }
         for code, test in target.test.items():
-            needs = [language_subject(code), *sources, *([supervised[code]] if code in supervised else [])]
+            needs = [*languages_of([code]), *sources, *([supervised[code]] if code in supervised else [])]
             parts = {
                 "procedure": scoring.VERSION,
                 "language": code,
@@ -254,7 +276,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "base": {**encoder, "head": prints.head},
                 "test": prints.of(test),
                 **_reading(target),
-                "rule": "sum",
+                **(project.composition.key_parts(code) if method.has_languages else {"rule": "sum"}),
             }
             add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
     return list(found.values())
@@ -268,6 +290,12 @@ def _of_languages(prints: Mapping[str, list[str]]) -> Any:
 def _mixing(target: TargetTask) -> dict[str, Any]:
     """Give how several source languages are put together."""
     return {"order": target.order, "sampling": target.sampling.model_dump(mode="json")}
+
+
+def _word_lists(recipe: Recipe, prints: Fingerprints) -> dict[str, Any]:
+    """Give the fingerprints of the word lists of code-switching, where there is any."""
+    words = recipe.consistency.sources if recipe.consistency is not None else ()
+    return {"words": prints.of(words)} if words else {}
 
 
 def _reading(target: TargetTask) -> dict[str, Any]:
@@ -289,12 +317,14 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         "train": "training data changed",
         "dev": "dev data changed",
         "test": "test data changed",
+        "words": "bilingual word list changed",
         "labels": "label set changed",
         "columns": "columns of the data changed",
         "relabel": "names of labels changed",
         "objective": "objective changed",
         "sampling": "sampling of source languages changed",
         "rule": "composition rule changed",
+        "weights": "composition weights changed",
     }
     reasons += [text for part, text in words.items() if before.get(part) != now.get(part)]
     if before.get("procedure") != now.get("procedure"):

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ltsft.method_recipes import LT_SFT
+
 __all__ = ["SFT", "BaseRef", "Diff", "Kind"]
 
 Kind = Literal["language", "task"]
@@ -133,6 +135,8 @@ class SFT:
         labels: Labels of the head, in the order of its outputs; empty without a labelled head.
         maskable: Number of weights that could have been in the support: what density is a share of.
         source_languages: Languages whose labelled data a task SFT learnt from; empty for a language SFT.
+        method: How it was learnt, by its name in `ltsft.methods.registry`.
+        adapter: Whole tensors by name, of a method whose product is no diff (`ltsft.methods` says how they are read).
         details: What else is known (recipe, seed, data fingerprints, parents, versions, history); plain JSON values.
         path: Folder that the SFT was loaded from, for messages; None for one made in memory.
     """
@@ -145,6 +149,8 @@ class SFT:
     labels: tuple[str, ...]
     maskable: int
     source_languages: tuple[str, ...] = ()
+    method: str = LT_SFT
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     path: str | None = None
 
@@ -152,6 +158,11 @@ class SFT:
     def support_size(self) -> int:
         """Number of weights in the support, K, over all parameters."""
         return sum(diff.support_size for diff in self.diffs.values())
+
+    @property
+    def parameters(self) -> int:
+        """Number of values that were learnt, without the head: what methods are compared at."""
+        return self.support_size + sum(value.numel() for value in self.adapter.values())
 
     @property
     def density(self) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,8 +24,11 @@ from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
-from ltsft.errors import TrainingError
-from ltsft.mask import select_magnitude, support_size
+from ltsft.consistent import drop_first_stage, keep_first_stage
+from ltsft.errors import ConfigError, TrainingError
+from ltsft.method_recipes import LT_SFT
+from ltsft.methods import AdapterMethod, Method, SupportMethod
+from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
 from ltsft.processes import is_first_process, join_processes, wait_for_all
@@ -73,9 +76,11 @@ def train_sft(
     subject: str,
     recipe: Recipe,
     seed: int,
+    method: str = LT_SFT,
     data: TrainingData | Sequence[TrainingData],
     folder: Path,
     applied: Sequence[SFT] = (),
+    apart_from: Sequence[SFT] = (),
     source_languages: tuple[str, ...] = (),
     details: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 300.0,
@@ -95,12 +100,14 @@ def train_sft(
         subject: the language or the target task.
         recipe: density, phases, batches.
         seed: of the head, the order of examples, masking and dropout.
+        method: how it is learnt, one of `ltsft.methods.registry`.
         data: what is trained on and what is held out. Several are trained on one after the other, each in a round of
             its own, like the iterations of a recipe: each adds its share of K. The held-out score of each is then
             measured after its round and at the end, in `details["forgetting"]`.
         folder: for checkpoints; the caller removes it after success. Never shared by two trainings.
         applied: SFTs that are part of the starting point (the source language's, for a task SFT); diffs are counted
             from base + these.
+        apart_from: SFTs whose supports are not selected from, where the recipe says `disjoint`.
         source_languages: recorded in the SFT.
         details: recorded in the SFT: data fingerprints, parents.
         checkpoint_seconds: time between checkpoints: the most work that a kill can cost.
@@ -127,17 +134,30 @@ def train_sft(
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = recipe.dropout
-    roles = parameter_roles(model, recipe.freeze)
-    k = support_size(density=recipe.density, size=recipe.size, maskable=roles.size)
+    how = method_named(method)
+    norm_biases = isinstance(how, SupportMethod) and how.has_norm_biases
+    roles = parameter_roles(model, recipe.freeze, has_norm_biases=norm_biases)
+    k = how.size(roles, recipe) if isinstance(how, SupportMethod) else 0
+    barred = _supports(apart_from) if recipe.disjoint else {}
+    free = roles.size - sum(indices.numel() for name, indices in barred.items() if name in roles.maskable)
+    if k > free:
+        raise ConfigError(
+            f"{kind} SFT {subject}: disjoint leaves {free} of {roles.size} weights to select from, but K is {k}; lower "
+            "the density here or that of the language SFTs"
+        )
     with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
-        chosen = {name: _Chosen.nothing() for name in roles.maskable}
+        adapter: dict[str, nn.Parameter] = {}
+        if isinstance(how, AdapterMethod):
+            adapter = how.attach(model, roles, kind=kind, recipe=recipe, seed=derive_seed(seed, "adapter"))
+        trained = replace(roles, maskable=adapter) if adapter else roles
+        chosen = {name: _Chosen.nothing() for name in trained.maskable}
         history: list[dict[str, Any]] = []
         before: list[float] = []
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                model, objective, roles, recipe, seed, iteration, each, folder, checkpoint_seconds, device, on_progress,
-                should_stop,
+                how, model, objective, trained, recipe, barred, seed, iteration, each, folder, checkpoint_seconds,
+                device, on_progress, should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
             history += [
@@ -155,8 +175,9 @@ def train_sft(
                 values=_at(p, chosen[name].indices) - chosen[name].origin,
                 shape=tuple(p.shape),
             )
-            for name, p in roles.maskable.items()
+            for name, p in ({} if adapter else roles.maskable).items()
         }
+        stored = {name: p.detach().cpu().clone() for name, p in adapter.items()}
         head = {name: p.detach().cpu().clone() for name, p in roles.head.items()}
     return SFT(
         kind=kind,
@@ -167,7 +188,9 @@ def train_sft(
         labels=objective.labels,
         maskable=roles.size,
         source_languages=source_languages,
-        details={**(details or {}), "recipe": recipe.of_seed(seed), "history": history, **forgetting},
+        method=method,
+        adapter=stored,
+        details={**(details or {}), "recipe": how.used(recipe, seed), "history": history, **forgetting},
     )
 
 
@@ -196,12 +219,14 @@ class _Chosen:
 
 @dataclass
 class _Iteration:
-    """One round of full phase, selection, rewind and sparse phase."""
+    """One round of full phase, selection, rewind and sparse phase, as far as the method has them."""
 
+    method: Method
     model: nn.Module
     objective: Objective
     roles: Roles
     recipe: Recipe
+    barred: Mapping[str, Tensor]
     seed: int
     number: int
     data: TrainingData
@@ -217,25 +242,33 @@ class _Iteration:
         A head phase comes before the first round and is not rewound: a head that does not fit yet would bend the
         encoder to itself (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features").
 
+        An adapter has its one phase, and nothing to select or to rewind.
+
         The starting point waits in a file while the full phase runs: of it, memory only ever holds what is used.
         """
         maskable, head = self.roles.maskable, self.roles.head
         results = [self._phase("head", None, {})] if self.recipe.head is not None and self.number == 0 else []
         began = {name: _at(p, taken[name].indices) for name, p in maskable.items()}
         head_began = {name: p.detach().clone() for name, p in head.items()}
+        if not isinstance(self.method, SupportMethod):
+            began = {name: p.detach().clone() for name, p in maskable.items()}
+            return taken, [*results, self._phase("full", None, began)]
         origin = _TensorFile(self._write_starting_point(taken))
-        results.append(self._phase("full", None, origin))
-        support = self._select(origin, taken, quota)
-        chosen = {}
-        with torch.no_grad():
-            for name, p in maskable.items():
-                start = origin[name]
-                chosen[name] = _Chosen(support[name], _at(start, support[name]))
-                p.copy_(start)
-                p.view(-1)[taken[name].indices.long().to(p.device)] = began[name].to(p.device)
-            for name, p in head.items():
-                p.copy_(head_began[name])
-        results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+        if "full" in self.method.phases:
+            results.append(self._phase("full", None, origin))
+        support = self._select(self.method, origin, taken, quota)
+        chosen = {name: _Chosen(support[name], _at(origin[name], support[name])) for name in maskable}
+        if "sparse" in self.method.phases:
+            if "full" in self.method.phases:
+                keep_first_stage(self.objective, self.model, self.recipe.precision)
+            with torch.no_grad():
+                for name, p in maskable.items():
+                    p.copy_(origin[name])
+                    p.view(-1)[taken[name].indices.long().to(p.device)] = began[name].to(p.device)
+                for name, p in head.items():
+                    p.copy_(head_began[name])
+            results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+            drop_first_stage(self.objective)
         origin.file.unlink(missing_ok=True)
         return chosen, results
 
@@ -254,14 +287,18 @@ class _Iteration:
         wait_for_all()
         return file
 
-    def _select(self, origin: Mapping[str, Tensor], taken: Mapping[str, _Chosen], quota: int) -> dict[str, Tensor]:
+    def _select(
+        self, method: SupportMethod, origin: Mapping[str, Tensor], taken: Mapping[str, _Chosen], quota: int
+    ) -> dict[str, Tensor]:
         """Give the support of the sparse phase: what was taken and `quota` more; flat indices, int32."""
         file = self.folder / f"{self.number}-support.safetensors"
         maskable = self.roles.maskable
         if not file.is_file():
             self._report("selection")
             earlier = {name: chosen.indices for name, chosen in taken.items()}
-            new = select_magnitude(maskable, origin, quota, taken=earlier)
+            seed = derive_seed(self.seed, self.number, "selection")
+            barred = _united(earlier, self.barred)
+            new = method.select(maskable, origin, quota, taken=barred, recipe=self.recipe, seed=seed)
             support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
             if is_first_process():
@@ -335,6 +372,19 @@ def derive_seed(*parts: object) -> int:
     """Give a seed that depends on all of the parts, in [0, 2**31)."""
     digest = hashlib.sha256(json.dumps([str(p) for p in parts]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _supports(sfts: Iterable[SFT]) -> dict[str, Tensor]:
+    """Give the weights that some of the SFTs change: strictly increasing flat indices, int32, by parameter."""
+    found: dict[str, Tensor] = {}
+    for sft in sfts:
+        found = _united({name: diff.indices for name, diff in sft.diffs.items()}, found)
+    return found
+
+
+def _united(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put supports together, parameter by parameter."""
+    return {name: torch.unique(torch.cat([s[name] for s in (a, b) if name in s])) for name in {**a, **b}}
 
 
 def _at(weights: Tensor, indices: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ltsft.errors import ReleaseError
 from ltsft.files import read_manifest
+from ltsft.methods.registry import method_named
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
@@ -39,7 +40,7 @@ def scored_step(workspace: Workspace, slot: Slot) -> Step:
 
 
 def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
-    """Write the recipe of what would be released now: the language's SFT and the task SFT of the first seed.
+    """Write the recipe of what would be released now: the language's SFT, if any, and the task SFT of the first seed.
 
     Raises:
         ConfigError: the project has no such cell.
@@ -53,10 +54,13 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
             f"allowed are {', '.join(READERS)}. ltsft compose writes it as a folder"
         )
     recipe = workspace.project.recipes[target.name]
-    subjects = [
-        language_subject(slot.language),
-        task_subject(target.name, target.source_name, recipe.seeds[0]),
-    ]
+    settings = workspace.project.composition
+    weights = settings.weights_of(slot.language)
+    has_languages = method_named(workspace.project.method).has_languages
+    subjects = {
+        **({language_subject(slot.language): weights.language} if has_languages else {}),
+        task_subject(target.name, target.source_name, recipe.seeds[0]): weights.task if has_languages else 1.0,
+    }
     return Composition(
         language=slot.language,
         target_task=slot.target_task,
@@ -65,7 +69,8 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
         max_length=recipe.max_length,
         takes_pairs="pair" in target.columns,
         base=ComposedBase(**asdict(workspace.base.ref), location=_location(workspace.base.id)),
-        parts=tuple(_part(workspace, subject) for subject in subjects),
+        rule=settings.rule,
+        parts=tuple(_part(workspace, subject, weight) for subject, weight in subjects.items()),
     )
 
 
@@ -101,13 +106,18 @@ def _example(workspace: Workspace, slot: Slot) -> list[dict[str, Any]]:
     ]
 
 
-def _part(workspace: Workspace, subject: str) -> ComposedPart:
+def _part(workspace: Workspace, subject: str, weight: float | dict[str, float]) -> ComposedPart:
     step = workspace.plan.step(subject)
     run_id = workspace.made(subject)
     manifest: Mapping[str, Any] = read_manifest(workspace.tracker.download(run_id, SFT_FOLDER))
     kind = "language" if step.product.kind == "language" else "task"
     return ComposedPart(
-        kind=kind, subject=subject, key=step.product.key, sha256=manifest["tensor_file"]["sha256"], run_id=run_id
+        kind=kind,
+        subject=subject,
+        key=step.product.key,
+        sha256=manifest["tensor_file"]["sha256"],
+        run_id=run_id,
+        weight=weight,
     )
 
 

@@ -20,6 +20,7 @@ from ltsft.config import Precision, Source, TargetTask
 from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
+from ltsft.methods.registry import method_named
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.pieces import cached_examples
@@ -50,21 +51,21 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     product = step.product
     source = target.source_language
     seeds = workspace.project.recipes[target.name].seeds
-    language_run = workspace.made(language_subject(product.language))
+    has_languages = method_named(workspace.project.method).has_languages
     supervised = task_subject(target.name, product.language, seeds[0])
-    held_out = workspace.tracker.download(language_run, HELD_OUT)
     data = CellData(
-        test=_examples(workspace, target, target.test[product.language]),
-        source_dev=_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
-        text=np.load(held_out, allow_pickle=False),
+        test=labelled_examples(workspace, target, target.test[product.language]),
+        source_dev=labelled_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
+        text=_held_out_text(workspace, product.language) if has_languages else (),
         majority=_majority(workspace, target),
     )
     scored = target_scorer(workspace, target).score(
         data,
-        language=workspace.load_sft(language_run),
+        language=_sft(workspace, language_subject(product.language)) if has_languages else None,
         tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
-        source=_sft(workspace, language_subject(source)),
+        source=_sft(workspace, language_subject(source)) if has_languages else None,
         supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
+        weights=workspace.project.composition.weights_of(product.language),
     )
     run.log_metrics(scored.metrics)
     run.set_tags({MEASURED_SEED: str(seeds[0])})
@@ -76,8 +77,8 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     return dict(scored.metrics)
 
 
-def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
-    """Give what scores compositions of a target task, on the base of the project."""
+def target_scorer(workspace: Workspace, target: TargetTask, *, rule: str | None = None) -> Scorer:
+    """Give what scores compositions of a target task on the base of the project, by its rule or by another."""
     recipe = workspace.project.recipes["language"]
     return _scorer(
         workspace.base,
@@ -87,6 +88,7 @@ def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
         recipe.mask_probability,
         recipe.precision,
         workspace.device,
+        rule or workspace.project.composition.rule,
     )
 
 
@@ -163,7 +165,7 @@ def _summary(matrix: Matrix) -> dict[str, float]:
     return metrics
 
 
-def _examples(
+def labelled_examples(
     workspace: Workspace, target: TargetTask, sources: tuple[Source, ...], rows: int | None = None
 ) -> Sequence[Any]:
     """Tokenise labelled data, or read what was tokenised before from the store folder."""
@@ -185,6 +187,13 @@ def _data_parts(target: TargetTask, sources: tuple[Source, ...]) -> list[Any]:
     return [target.objective, sorted(target.columns.items()), sorted(target.relabel.items()), files]
 
 
+def _held_out_text(workspace: Workspace, language: str) -> Sequence[Any]:
+    """Give the sequences of a language's text that its SFT was not learnt from."""
+    file = workspace.tracker.download(workspace.made(language_subject(language)), HELD_OUT)
+    text: Sequence[Any] = np.load(file, allow_pickle=False)
+    return text
+
+
 def _majority(workspace: Workspace, target: TargetTask) -> str | None:
     """Give the most frequent answer of the training data of a target task; it is looked for once in a flow run."""
     sources = tuple(source for labelled in target.sources.values() for source in labelled.train)
@@ -203,10 +212,11 @@ def _scorer(
     mask_probability: float,
     precision: Precision,
     device: str,
+    rule: str,
 ) -> Scorer:
     target_objective = OBJECTIVES[objective](base.tokenizer, labels=labels, max_length=max_length)
     masked_lm = MaskedLM(base.tokenizer, mask_probability=mask_probability)
-    return Scorer(base, target_objective, masked_lm, precision=precision, device=device)
+    return Scorer(base, target_objective, masked_lm, precision=precision, device=device, rule=rule)
 
 
 def _sft(workspace: Workspace, subject: str) -> SFT:

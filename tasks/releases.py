@@ -26,6 +26,7 @@ from ltsft.plan import cell_subject
 from ltsft.release import Composition, Slot, load_parts
 from ltsft.serving.readers import READERS
 from ltsft.verdicts import Canary, Measured, Verdict, has_passed, judge
+from ltsft.weights import shown_weight
 from tasks.canary import run_canary
 from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
@@ -185,8 +186,8 @@ def measure(workspace: Workspace, candidate: Candidate, canary: Canary) -> Measu
         target_task=slot.target_task,
         outcomes=outcomes_of(workspace, candidate),
         majority=metrics.get("score_majority"),
-        overlap=metrics["interference.overlap"],
-        sign_conflict=metrics["interference.sign_conflict"],
+        overlap=metrics.get("interference.overlap", 0.0),  # a task SFT alone meets nothing
+        sign_conflict=metrics.get("interference.sign_conflict", 0.0),
         language_loss_change=metrics.get("functional.language_loss_change"),
         unvalidated=_unvalidated(workspace, candidate),
         canary=canary,
@@ -288,7 +289,10 @@ def version_page(candidate: Candidate, measured: Measured, verdicts: Sequence[Ve
         f"| {v.gate} | {'passed' if v.passed else 'failed'}{'' if v.decides else ' (does not decide)'} | {v.message} |"
         for v in verdicts
     ]
-    parts = [f"| {p.subject} | {p.weight:g} | `{p.run_id}` | `{p.key[:16]}` |" for p in candidate.composition.parts]
+    parts = [
+        f"| {p.subject} | {shown_weight(p.weight)} | `{p.run_id}` | `{p.key[:16]}` |"
+        for p in candidate.composition.parts
+    ]
     return "\n".join(
         [
             f"**{candidate.slot}**: score {measured.score:.4f}, overlap {measured.overlap:.4f}, "
@@ -336,7 +340,10 @@ def _champion_outcomes(workspace: Workspace, candidate: Candidate, over: int) ->
 
 def _measured_now(workspace: Workspace, candidate: Candidate) -> dict[str, float]:
     """Measure the interference of this very composition: the cell measured that of another seed."""
-    language, target_sft = load_parts(candidate.composition, open_registry(workspace))
+    parts = load_parts(candidate.composition, open_registry(workspace))
+    if len(parts) == 1:
+        return {}
+    language, target_sft = parts
     met = interference(language[0], target_sft[0]).metrics(details=False)
     target = workspace.project.target_tasks[candidate.slot.target_task]
     held_out = workspace.tracker.download(candidate.composition.parts[0].run_id, HELD_OUT)

@@ -13,18 +13,24 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from ltsft.augmentation import Augmenter
 from ltsft.base import Base
-from ltsft.config import LabelledData, Language, Project, Source, TargetTask
+from ltsft.config import LabelledData, Language, Project, Recipe, Source, TargetTask
+from ltsft.consistent import Consistent
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
-from ltsft.objectives import TargetObjective
+from ltsft.methods import budget
+from ltsft.methods.registry import method_named
+from ltsft.objectives import Objective, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
+from ltsft.sft import SFT
 from ltsft.sources import RowError, read_text
 from ltsft.train import Progress, TrainingData, train_sft
+from ltsft.word_lists import read_word_list
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
@@ -56,9 +62,11 @@ def train_task_sft(
 ) -> Path:
     """Learn a task SFT from labelled data, over base + the source language's SFT; give the folder that holds it.
 
-    From several languages, each batch is of one of them, over base + its SFT.
+    From several languages, each batch is of one of them, over base + its SFT. Where the method has no language SFTs, it
+    is over the base alone.
     """
-    sources = {code: workspace.tracker.download(workspace.made(language_subject(code)), SFT_FOLDER) for code in data}
+    applied = data if method_named(workspace.project.method).has_languages else ()
+    sources = {code: workspace.tracker.download(workspace.made(language_subject(code)), SFT_FOLDER) for code in applied}
     what = task_training(workspace.project, workspace.base, target, step.product.language, sources)
     return _train(workspace, step, run, what, sources)
 
@@ -76,6 +84,7 @@ def language_training(project: Project, base: Base, language: Language, folder: 
         "objective": MaskedLM(base.tokenizer, mask_probability=recipe.mask_probability),
         "kind": "language",
         "subject": language.code,
+        "method": project.method,
         "recipe": recipe,
         "data": TrainingData(*split_held_out(packed, recipe.held_out)),
     }
@@ -91,17 +100,25 @@ def task_training(
         base: its base.
         target: what is learnt.
         language: what the product is learnt from: a language, or several by their name together.
-        sources: folder of the SFT of each of these languages.
+        sources: folder of the SFT of each of these languages; none where the method has no language SFTs.
     """
     recipe = project.recipes[target.name]
     objective = objective_of(target, base, recipe.max_length)
-    split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    split = {code: split_examples(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    learnt = _with_consistency(objective, recipe, base)
     sfts = {code: load_sft(folder) for code, folder in sources.items()}
-    common = {"kind": "task", "subject": target.name, "recipe": recipe, "source_languages": tuple(split)}
+    common = {
+        "kind": "task",
+        "subject": target.name,
+        "method": project.method,
+        "recipe": recipe,
+        "apart_from": list(sfts.values()),
+        "source_languages": tuple(split),
+    }
     if len(split) == 1:
         (data,), applied = split.values(), list(sfts.values())
-        return {**common, "objective": objective, "data": data, "applied": applied}
-    several = SeveralSources(objective, {code: sfts[code] for code in split}, base)
+        return {**common, "objective": learnt, "data": data, "applied": applied}
+    several = SeveralSources(learnt, {code: sfts.get(code) for code in split}, base)
     examples = {code: found.examples for code, found in split.items()}
     held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
     if target.order == "sequential":
@@ -119,7 +136,15 @@ def task_training(
     }
 
 
-def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
+def _with_consistency(objective: TargetObjective, recipe: Recipe, base: Base) -> Objective:
+    if recipe.consistency is None:
+        return objective
+    word_lists = [read_word_list(source) for source in recipe.consistency.sources]
+    augmenter = Augmenter(base.tokenizer, recipe.consistency.augmentations, word_lists)
+    return Consistent(objective, recipe.consistency, augmenter, max_length=recipe.max_length)
+
+
+def split_examples(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
     """Give what is trained on and what is held out: the dev data, or else every tenth training sentence."""
     examples = objective.examples(labelled_rows(target, data.train))
     if data.dev:
@@ -178,22 +203,18 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
     retry_condition_fn=is_service_away,
 )
 def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) -> None:
-    """Measure the sparsity of an SFT, log it with its folder, and close the run: from now on the product exists."""
+    """Measure an SFT, log that and its folder, and close the run: from now on the product exists."""
     sft = load_sft(folder)
-    measured = sparsity(sft)
-    run.log_metrics({**measured.metrics(), "support_size": sft.support_size, "maskable": sft.maskable})
+    recipe = workspace.project.recipes[step.product.target_task or "language"]
+    sizes = {"maskable": sft.maskable, "parameters": sft.parameters, "budget": budget(recipe, sft.maskable)}
+    run.log_metrics(sizes)
+    if not sft.adapter:
+        _log_sparsity(sft, step, run)
     run.log_metrics({f"{h['phase']}.best_score": h["best_score"] for h in sft.details["history"]})
     run.log_metrics({f"{h['phase']}.best_step": h["best_step"] for h in sft.details["history"]})
     for language, score in zip(sft.source_languages, sft.details.get("forgetting", ()), strict=False):
         change = {**score, "change": score["after"] - score["before"]}
         run.log_metrics({f"forgetting.{name}.{language}": value for name, value in change.items()})
-    figure = density_figure(
-        {name: share.density for name, share in measured.layers.items()},
-        overall=measured.overall.density,
-        title=step.product.subject,
-        groups={name: share.density for name, share in measured.groups.items()},
-    )
-    run.log_figure(figure, "figures/density.png")
     workspace.check_claim(step.product.key)
     run.log_folder(folder, SFT_FOLDER, manifest=MANIFEST_FILE)
     held_out = workspace.working_folder(step) / HELD_OUT
@@ -201,6 +222,19 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
         run.log_file(held_out, str(Path(HELD_OUT).parent))
     run.finish()
     workspace.remove_working_folder(step)
+
+
+def _log_sparsity(sft: SFT, step: Step, run: RunHandle) -> None:
+    """Log where an SFT changes its base, and how far."""
+    measured = sparsity(sft)
+    run.log_metrics({**measured.metrics(), "support_size": sft.support_size})
+    figure = density_figure(
+        {name: share.density for name, share in measured.layers.items()},
+        overall=measured.overall.density,
+        title=step.product.subject,
+        groups={name: share.density for name, share in measured.groups.items()},
+    )
+    run.log_figure(figure, "figures/density.png")
 
 
 def target_objective(workspace: Workspace, target: TargetTask) -> TargetObjective:

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from prefect.runtime import flow_run
 
+from ltsft.augmentation import check_augmentations
 from ltsft.base import Base, load_base, locate_base
 from ltsft.config import Project, ProjectRef, Source
 from ltsft.errors import TrainingError
@@ -70,6 +71,7 @@ class Workspace:
     def plan(self) -> Plan:
         """What there is to do, as things stood when this was first asked."""
         project = self.project
+        check_augmentations(project.recipes, self.base.tokenizer)
         sources = list(project.all_sources().values())
         self.fetch(tuple(sources))
         prints = Fingerprints(
@@ -197,6 +199,7 @@ class Workspace:
             "ltsft.base_fingerprint": self.base.ref.fingerprint,
             "ltsft.parents": ", ".join(f"{need}: {run}" for need, run in parents.items()),
             FLOW_RUN: str(flow_run.get_id() or ""),
+            "ltsft.method": self.project.method,
             **{f"ltsft.{name}": str(value) for name, value in facts.items() if value is not None},
         }
         return self.tracker.open_run(
@@ -206,7 +209,11 @@ class Workspace:
             key=product.key,
             parts=product.parts,
             tags=tags,
-            params={**{n: v for n, v in facts.items() if v is not None}, **(recipe or {})},
+            params={
+                "method": self.project.method,
+                **{n: v for n, v in facts.items() if v is not None},
+                **(recipe or {}),
+            },
         )
 
 

@@ -164,6 +164,12 @@ def tiny_project(tiny_base: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_project_in(tiny_base: Path) -> Callable[[Path], Path]:
+    """Write that project into a folder."""
+    return lambda folder: _write_project(folder, tiny_base)
+
+
+@pytest.fixture(scope="session")
 def finished_project(prefect_server: None, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny project once run to its end; for reading. `changeable_project` is a copy to change and run again."""
     file = _write_project(tmp_path_factory.mktemp("finished"), tiny_base)

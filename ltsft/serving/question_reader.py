@@ -56,7 +56,7 @@ class QuestionReader:
     def forward(self, model: PreTrainedModel, pieces: Sequence[Window]) -> list[Output]:
         """Give logits of start and end, (length,) each, for each window; behind its end they are as low as can be."""
         batch = self._objective.collate(pieces, torch.Generator())
-        return list(zip(*self._objective.logits(model, batch), strict=True))
+        return list(zip(*self._objective.scores(model, batch), strict=True))
 
     def read(self, prepared: Prepared, outputs: Sequence[Output]) -> SpanResult:
         """Give the span with the highest sum of logits over all windows."""

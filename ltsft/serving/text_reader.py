@@ -58,7 +58,8 @@ class TextReader:
     def forward(self, model: PreTrainedModel, pieces: Sequence[ClassifiedText]) -> list[Output]:
         """Give logits, (labels,) for each piece."""
         batch = self._objective.collate(pieces, torch.Generator())
-        return [(row,) for row in self._objective.logits(model, batch)]
+        (logits,) = self._objective.scores(model, batch)
+        return [(row,) for row in logits]
 
     def read(self, prepared: Prepared, outputs: Sequence[Output]) -> LabelResult:
         """Give the most probable label, and the probability of each."""

@@ -1,0 +1,86 @@
+"""The model card of an SFT: what it is, in words, for people who find its folder."""
+
+from __future__ import annotations
+
+import json
+
+from ltsft.method_recipes import LT_SFT
+from ltsft.methods.registry import METHODS
+from ltsft.sft import SFT
+
+__all__ = ["write_card"]
+
+
+def write_card(sft: SFT) -> str:
+    """Write the model card of an SFT: what it is, its base and density, and how to load it.
+
+    Args:
+        sft: The SFT.
+
+    Returns:
+        Markdown with the front matter of a Hugging Face model card.
+    """
+    is_paper = sft.method == LT_SFT
+    tags = ["sparse-fine-tuning", "lt-sft" if is_paper else sft.method, sft.kind]
+    front = {"base_model": sft.base.id, "library_name": "ltsft", "tags": tags}
+    revision = f", revision `{sft.base.revision}`" if sft.base.revision else ""
+    if sft.kind == "language":
+        what = f"A language SFT for `{sft.subject}`, learnt by masked language modelling on raw text."
+    else:
+        source = ", ".join(f"`{language}`" for language in sft.source_languages) or "no language that is on record"
+        what = f"A task SFT for the target task `{sft.subject}`, learnt from labelled data in {source}."
+    lines = [
+        "---",
+        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
+        "---",
+        "",
+        f"# {sft.kind} SFT: {sft.subject}",
+        "",
+        what,
+        *(_LOTTERY_TICKET if is_paper else _other_method(sft)),
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | `{sft.base.id}`{revision} |",
+        f"| base fingerprint | `{sft.base.fingerprint}` |",
+        f"| tokenizer fingerprint | `{sft.base.tokenizer_fingerprint}` |",
+        *(_sparsity(sft) if not sft.adapter else [f"| adapter | {sft.parameters:,} parameters |"]),
+        f"| head | {', '.join(f'`{name}`' for name in sorted(sft.head)) or 'none'} |",
+        f"| labels | {', '.join(f'`{label}`' for label in sft.labels) or 'none'} |",
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        "from ltsft.base import load_base",
+        "from ltsft.compose import composed",
+        "from ltsft.files import load_sft",
+        *(["from ltsft.objectives.registry import model_of"] if sft.kind == "task" else []),
+        "",
+        f"base = load_base({sft.base.id!r}, revision={sft.base.revision!r})",
+        'sft = load_sft("path/to/this/folder")',
+        f"model = {'model_of(base, sft)' if sft.kind == 'task' else 'base.masked_lm()'}",
+        "with composed(model, [(sft, 1.0)], base=base.ref):",
+        "    ...  # the model is base + SFT here, and the base again afterwards",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+_LOTTERY_TICKET = (
+    "SFT stands for sparse fine-tuning: a sparse difference to the weights of a pretrained base (Lottery-Ticket",
+    "SFT, Ansell et al., ACL 2022). It is used by adding it to its base, with other SFTs of the same base.",
+)
+
+
+def _sparsity(sft: SFT) -> list[str]:
+    return [
+        f"| support | {sft.support_size:,} of {sft.maskable:,} maskable weights |",
+        f"| density | {sft.density:.6g} |",
+    ]
+
+
+def _other_method(sft: SFT) -> list[str]:
+    """Say what is stored if it is not what LT-SFT stores."""
+    summary = METHODS[sft.method].summary if sft.method in METHODS else "unknown to this version of ltsft"
+    return [f"It was learnt by the method `{sft.method}`: {summary}."]

@@ -1,0 +1,251 @@
+"""Methods whose product is an adapter: what each computes, against the formula, and that it goes as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ltsft.base import Base, load_base, parameter_roles
+from ltsft.compose import Resident, composed
+from ltsft.errors import CompositionError, ConfigError, SFTFileError
+from ltsft.files import load_sft, save_sft
+from ltsft.interference import interference
+from ltsft.methods.low_rank import matching_rank
+from ltsft.methods.registry import METHODS, as_diffs
+from ltsft.several import FromLanguage, Mixture, SeveralSources
+from ltsft.sft import SFT
+from ltsft.train import TrainingData, train_sft
+
+ADAPTERS = [name for name in METHODS if name in ("lora", "mad_x")]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> Base:
+    return load_base(str(tiny_base))
+
+
+Learn = Callable[..., SFT]
+
+
+@pytest.fixture(scope="module")
+def learn(base: Base, learning: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Learn:
+    """Learn an adapter, of a language or of tagging; `objective` and `data` may be others."""
+
+    def run(
+        method: str, kind: str = "task", *, seed: int = 1, objective: Any = None, data: Any = None, **more: Any
+    ) -> SFT:
+        folder = tmp_path_factory.mktemp("adapter")
+        recipe = learning.make_recipe(**{"rate": 1e-2, "steps": 4, **more.pop("recipe", {})})
+        if objective is None:
+            text = learning.masked_lm(base.tokenizer, folder)
+            objective, data = text if kind == "language" else learning.tagging(base.tokenizer)
+        return train_sft(
+            base,
+            objective,
+            kind=kind,  # type: ignore[arg-type]
+            subject="aa" if kind == "language" else "pos",
+            recipe=recipe,
+            seed=seed,
+            method=method,
+            data=data,
+            folder=folder,
+            source_languages=("aa",) if kind == "task" else (),
+            device="cpu",
+            **more,
+        )
+
+    return run
+
+
+class Kept:
+    """An objective that keeps the model it is trained in."""
+
+    def __init__(self, objective: Any) -> None:
+        self._objective = objective
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
+
+    def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
+        self.model: PreTrainedModel = self._objective.build_model(base, seed=seed)
+        return self.model
+
+
+def batch_of(base: Base, learning: ModuleType) -> dict[str, Tensor]:
+    objective, data = learning.tagging(base.tokenizer)
+    batch = objective.collate(data.held_out[:4], torch.Generator().manual_seed(0))
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    model.eval()
+    found: Tensor = model(**batch).logits
+    return found
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapter_computes_after_training_what_it_computed_in_it(
+    method: str, learn: Learn, base: Base, learning: ModuleType
+) -> None:
+    """Trained over a language adapter, then composed with it in a fresh model: the same outputs."""
+    language = learn(method, "language")
+    objective, data = learning.tagging(base.tokenizer)
+    kept, seen = Kept(objective), []
+    batch = batch_of(base, learning)
+    task = learn(
+        method,
+        objective=kept,
+        data=data,
+        applied=[language],
+        recipe={"evaluations": 1},
+        on_progress=lambda progress: seen.append(logits(kept.model, batch)) if progress.step == 4 else None,
+    )
+    model = base.token_classifier(learning.LABELS, seed=7)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    plain = logits(model, batch)
+    with composed(model, [(language, 1.0), (task, 1.0)], base=base.ref):
+        both = logits(model, batch)
+    torch.testing.assert_close(both, seen[-1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(both, plain, atol=1e-3)
+    assert torch.equal(logits(model, batch), plain)
+    assert {name for name, _ in model.named_parameters()} == before.keys()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_weights_of_the_base_stay_while_an_adapter_trains(
+    method: str, learn: Learn, base: Base, learning: ModuleType
+) -> None:
+    objective, data = learning.tagging(base.tokenizer)
+    kept = Kept(objective)
+    sft = learn(method, objective=kept, data=data)
+    original = dict(base.token_classifier(learning.LABELS, seed=1).base_model.named_parameters())
+    from ltsft.base import encoder_parameters
+
+    found = encoder_parameters(kept.model)
+    assert all(torch.equal(found[name], p) for name, p in original.items())
+    assert sft.head.keys() == {"classifier.weight", "classifier.bias"}
+    assert not sft.diffs
+    assert any(bool(value.any()) for value in sft.adapter.values())
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+@pytest.mark.parametrize("kind", ["language", "task"])
+def test_an_adapter_has_as_near_to_k_parameters_as_can_be(method: str, kind: str, learn: Learn) -> None:
+    sizes = {k: learn(method, kind, recipe={"size": k, "density": None, "steps": 1}).parameters for k in (4000, 9000)}
+    for k, size in sizes.items():
+        step = sizes_step(method, learn)
+        assert abs(size - k) <= step / 2, f"{size} for {k}"
+
+
+def sizes_step(method: str, learn: Learn) -> int:
+    """Parameters that one more of rank, or of width, costs."""
+    setting = {"lora": ("rank", 1, 2), "mad_x": ("reduction", 32.0, 16.0)}[method]
+    one, two = (learn(method, recipe={"steps": 1, setting[0]: value}).parameters for value in setting[1:])
+    return two - one
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_a_stored_adapter_is_small_and_comes_back_with_every_bit(method: str, learn: Learn, tmp_path: Path) -> None:
+    sft = learn(method)
+    folder = save_sft(sft, tmp_path / "sft")
+    loaded = load_sft(folder)
+    assert loaded.method == method
+    assert loaded.adapter.keys() == sft.adapter.keys()
+    assert all(torch.equal(loaded.adapter[name], value) for name, value in sft.adapter.items())
+    size = (folder / "sft.safetensors").stat().st_size
+    assert size < 4 * sft.parameters + 8000
+    assert f"{sft.parameters:,} parameters" in (folder / "README.md").read_text()
+    content = bytearray((folder / "sft.safetensors").read_bytes())
+    content[-5] ^= 1
+    (folder / "sft.safetensors").write_bytes(bytes(content))
+    with pytest.raises(SFTFileError, match="corrupt"):
+        load_sft(folder)
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_same_seed_gives_the_same_adapter_and_another_one_another(method: str, learn: Learn) -> None:
+    first, again, other = learn(method), learn(method), learn(method, seed=2)
+    assert all(torch.equal(again.adapter[name], value) for name, value in first.adapter.items())
+    assert any(not torch.equal(other.adapter[name], value) for name, value in first.adapter.items())
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_several_source_languages_each_have_their_adapter_in_place(
+    method: str, learn: Learn, base: Base, learning: ModuleType
+) -> None:
+    languages = {code: learn(method, "language", seed=i) for i, code in enumerate(("aa", "bb"))}
+    objective, data = learning.tagging(base.tokenizer)
+    several = SeveralSources(objective, languages, base)
+    mixed = Mixture(dict.fromkeys(languages, data.examples[:20]), {"aa": 0.5, "bb": 0.5})
+    held_out = [FromLanguage(i, example) for i in (0, 1) for example in data.held_out[:4]]
+    task = learn(method, objective=several, data=TrainingData(mixed, held_out), recipe={"evaluations": 2})
+    model = base.token_classifier(learning.LABELS, seed=7)
+    losses = []
+    for sft in languages.values():
+        with composed(model, [(sft, 1.0), (task, 1.0)], base=base.ref):
+            losses.append(objective.evaluate(model.eval(), data.held_out[:4]).metrics["loss"])
+    several.build_model(base, seed=1)
+    assert losses[0] != losses[1]
+    expected = task.details["history"][-1]["best_score"]
+    with_each = [0.0, 0.0]
+    for i, sft in enumerate(languages.values()):
+        with composed(model, [(sft, 1.0), (task, 1.0)], base=base.ref):
+            with_each[i] = objective.evaluate(model.eval(), data.held_out[:4]).score
+    assert sum(with_each) / 2 == pytest.approx(expected)
+
+
+def test_lora_adds_the_product_of_its_matrices_times_the_weight(learn: Learn, base: Base) -> None:
+    first, second = learn("lora", "language"), learn("lora")
+    model = base.token_classifier(second.labels, seed=1)
+    before = {name: p.detach().clone() for name, p in model.base_model.named_parameters()}
+    linear = [n for n, m in model.base_model.named_modules() if isinstance(m, nn.Linear)]
+    with composed(model, [(first, 0.5), (second, 1.0)], base=base.ref):
+        after = dict(model.base_model.named_parameters())
+        for name in linear:
+            product = sum(w * s.adapter[f"{name}.B"] @ s.adapter[f"{name}.A"] for s, w in ((first, 0.5), (second, 1.0)))
+            torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + product, rtol=0, atol=1e-6)
+        others = before.keys() - {f"{name}.weight" for name in linear}
+        assert others
+        assert all(torch.equal(after[name], before[name]) for name in others)
+    met = interference(first, second).overall
+    assert met.overlap == 1.0
+    assert met == interference(as_diffs(first), as_diffs(second)).overall
+
+
+def test_the_rank_of_lora_is_that_nearest_to_k(base: Base) -> None:
+    layers = [nn.Linear(10, 20), nn.Linear(20, 10)]  # 60 parameters for each rank
+    assert [matching_rank(layers, k) for k in (1, 89, 91, 299, 6000)] == [1, 1, 2, 5, 10]
+    model = base.token_classifier(["A", "B"], seed=1)
+    roles = parameter_roles(model)
+    per_rank = sum(m.in_features + m.out_features for m in model.base_model.modules() if isinstance(m, nn.Linear))
+    k = int(0.2 * roles.size)
+    rank = matching_rank([m for m in model.base_model.modules() if isinstance(m, nn.Linear)], k)
+    assert abs(rank * per_rank - k) <= per_rank / 2
+
+
+def test_lora_leaves_frozen_layers_alone_and_says_so_when_none_is_left(learn: Learn) -> None:
+    sft = learn("lora", recipe={"freeze": ("encoder.layer.0.*",), "rank": 1})
+    assert sft.adapter
+    assert not any(name.startswith("encoder.layer.0.") for name in sft.adapter)
+    with pytest.raises(ConfigError, match=r"freeze: encoder\.\* leaves no linear layer to lora"):
+        learn("lora", recipe={"freeze": ("encoder.*",)})
+
+
+def test_matrices_that_do_not_fit_are_refused(learn: Learn, base: Base) -> None:
+    from dataclasses import replace
+
+    sft = learn("lora")
+    name = next(key for key in sft.adapter if key.endswith(".B"))
+    resident = Resident(base.token_classifier(sft.labels, seed=1), base=base.ref)
+    for adapter in ({**sft.adapter, name: torch.zeros(3, 99)}, {k: v for k, v in sft.adapter.items() if k != name}):
+        with pytest.raises(CompositionError, match="do not fit each other"):
+            resident.switch([(replace(sft, adapter=adapter), 1.0)])
