@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -85,7 +84,7 @@ class Composition(_Frozen):
     rule: Name = "sum"
     parts: tuple[ComposedPart, ...] = Field(min_length=1)
 
-    @cached_property
+    @property
     def key(self) -> str:
         """SHA-256 over what determines the model and its answers: not where its parts are found."""
         content = self.model_dump(mode="json")
