@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openapi_spec_validator import validate
 from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection
 
 from ltsft.serving.app import create_app
 from ltsft.serving.guard import ApiKeys
@@ -268,7 +269,9 @@ def test_schemathesis_finds_nothing_against_the_services_own_openapi(
                         form = item if item is not case.path_parameters else case.body
                         item.update(target_task=_task_of(form), language="aa")
             response = case.call()
-            case.validate_response(response)
+            # a body that is too large is refused, too: the check's list of refusals lacks 413
+            counts_as_accepted = [negative_data_rejection] if response.status_code == 413 else []
+            case.validate_response(response, excluded_checks=counts_as_accepted)
             statuses[case.operation.label, response.status_code] += 1
 
         keeps_its_word()
