@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedModel
 
 from benchmarks.bases import BASE_REF, LABELS, MBERT, QUICK, Size, build_sft, build_token_classifier
@@ -30,12 +29,13 @@ from ltsft.compose import composed
 from ltsft.fitting import Part
 from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot
 from ltsft.resident import Resident
-from ltsft.serving.answers import Piece, TokenReader
+from ltsft.serving.answers import Output, Piece
 from ltsft.serving.batching import Batcher, Job
 from ltsft.serving.engine import Admitted, Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import resident_bytes
 from ltsft.serving.packed import pack_sft
+from ltsft.serving.word_reader import TokenPiece, TokenReader
 from ltsft.sft import SFT
 
 LANGUAGES = 40
@@ -95,7 +95,7 @@ def set_up(size: Size) -> Setup:
     resident = Resident(model, base=BASE_REF, heads=False)
     base: Any = SimpleNamespace(ref=BASE_REF, tokenizer=None)
     tokenizer: Any = SimpleNamespace(pad_token_id=0, cls_token_id=1, sep_token_id=2)
-    reader = TokenReader(tokenizer, labels=LABELS, max_length=128, limits=limits)
+    reader = TokenReader(tokenizer, _composition(Slot("l0", TARGET_TASKS[0])), limits)
     language = pack_sft(build_sft(model, "language", "l0", size.language_support, seed=0))
     target = pack_sft(build_sft(model, "task", TARGET_TASKS[0], size.task_support, seed=9))
     gc.collect()
@@ -143,11 +143,11 @@ def wrong_logits(setup: Setup) -> int:
     wrong = 0
     admitted = setup.admitted[Slot("l3", TARGET_TASKS[0])]
     pieces = sorted(_pieces(8, seed=3), key=lambda piece: len(piece.input_ids))
-    served = torch.stack(setup.engine.run(admitted, pieces))
+    served = torch.stack([row for (row,) in setup.engine.run(admitted, pieces)])
     model = admitted.model
     admitted.resident.switch([])
     with composed(model, admitted.parts, base=BASE_REF, heads=False), torch.inference_mode():
-        offline = model(**admitted.reader.collate(pieces)).logits
+        offline = torch.stack([row for (row,) in admitted.reader.forward(model, pieces)])
     wrong += int((served != offline).sum())
     return wrong
 
@@ -213,7 +213,7 @@ def load_on_demand(setup: Setup, size: Size, slots: Sequence[Slot]) -> float:
             kept.move_to_end(slot)
             while len(kept) > 2:
                 kept.popitem(last=False)
-            kept[slot](**reader.collate(pieces[at:end]))
+            reader.forward(kept[slot], pieces[at:end])
             at = end
         return len(slots) / (time.perf_counter() - begin)
 
@@ -224,7 +224,7 @@ def _noting(ended: dict[int, float], key: int) -> Callable[[Any], None]:
 
 @contextmanager
 def _queue(setup: Setup) -> Iterator[Batcher]:
-    def answer(slot: Slot, pieces: Sequence[Piece]) -> tuple[list[Tensor], Any]:
+    def answer(slot: Slot, pieces: Sequence[Piece]) -> tuple[list[Output], Any]:
         return setup.engine.run(setup.admitted[slot], pieces), slot
 
     batcher = Batcher(answer, Limits(max_waiting=100_000, request_seconds=600.0))
@@ -235,11 +235,11 @@ def _queue(setup: Setup) -> Iterator[Batcher]:
         batcher.close(60)
 
 
-def _pieces(count: int, *, seed: int) -> list[Piece]:
+def _pieces(count: int, *, seed: int) -> list[TokenPiece]:
     """Texts of 12 to 48 sub-words."""
     rng = random.Random(seed)
     lengths = [rng.randint(12, 48) for _ in range(count)]
-    return [Piece(tuple(rng.randrange(3, 3_900) for _ in range(length)), (1,)) for length in lengths]
+    return [TokenPiece(tuple(rng.randrange(3, 3_900) for _ in range(length)), (1,)) for length in lengths]
 
 
 def _composition(slot: Slot) -> Composition:

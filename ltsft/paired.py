@@ -25,7 +25,11 @@ __all__ = [
 ]
 
 Outcomes = npt.NDArray[np.float64]
-"""For each sentence of a test set (correct, counted), shape (sentences, 2)."""
+"""For each sentence of a test set (numerator, denominator) of its share of the score, shape (sentences, 2).
+
+The score is the sum of the first over the sum of the second: (correct, counted) for accuracy, (2 x hits, found + looked
+for) for an F1, whose denominators two models do not share.
+"""
 
 _DRAWN_AT_ONCE = 8_000_000  # counts in memory, 64 MB
 
@@ -55,11 +59,11 @@ def paired_bootstrap(
     """Compare two models on the same sentences.
 
     Each resample draws as many sentences as there are, with replacement, the same for both models; a score is the sum
-    of what was correct over the sum of what was counted. The bound is the (1 - confidence) quantile of the differences
-    (percentile method).
+    of the numerators over that of the denominators, 0 where nothing is counted. The bound is the (1 - confidence)
+    quantile of the differences (percentile method).
 
     Args:
-        candidate: outcomes of the candidate, shape (sentences, 2): correct and counted.
+        candidate: outcomes of the candidate, shape (sentences, 2).
         champion: outcomes of the champion on the same sentences in the same order.
         confidence: of the one-sided bound, in (0, 1).
         resamples: how often to draw.
@@ -74,16 +78,14 @@ def paired_bootstrap(
     a, b = np.asarray(candidate, dtype=np.float64), np.asarray(champion, dtype=np.float64)
     if a.ndim != 2 or a.shape != b.shape or a.shape[1] != 2 or not len(a):
         raise ConfigError(
-            f"a paired comparison takes (correct, counted) of the same sentences, got shapes {a.shape} and {b.shape}"
+            "a paired comparison takes outcomes, (numerator, denominator), of the same sentences, got shapes "
+            f"{a.shape} and {b.shape}"
         )
-    if not np.array_equal(a[:, 1], b[:, 1]):
-        raise ConfigError("the two models were not scored on the same sentences: what was counted differs")
-    if not a[:, 1].sum():
+    if not a[:, 1].sum() and not b[:, 1].sum():
         raise ConfigError("nothing was counted in the test set")
-    gain, counted = a[:, 0] - b[:, 0], a[:, 1]
-    differences = _resampled(gain, counted, resamples=resamples, rng=np.random.default_rng(seed))
+    differences = _resampled(a, b, resamples=resamples, rng=np.random.default_rng(seed))
     return PairedDifference(
-        difference=float(gain.sum() / counted.sum()),
+        difference=float(_score(a.sum(axis=0)) - _score(b.sum(axis=0))),
         lower=float(np.quantile(differences, 1.0 - confidence)),
         standard_error=float(differences.std()),
         probability_worse=float((differences < 0).mean()),
@@ -184,14 +186,18 @@ def _scores(times: npt.NDArray[np.float64], outcomes: npt.NDArray[np.float64]) -
     return scores
 
 
-def _resampled(
-    gain: npt.NDArray[np.float64], counted: npt.NDArray[np.float64], *, resamples: int, rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    sentences = len(gain)
+def _resampled(a: Outcomes, b: Outcomes, *, resamples: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    sentences = len(a)
     found = []
     step = max(1, _DRAWN_AT_ONCE // sentences)
     for start in range(0, resamples, step):
         drawn = rng.integers(0, sentences, size=(min(step, resamples - start), sentences))
-        total = counted[drawn].sum(axis=1)
-        found.append(np.where(total > 0, gain[drawn].sum(axis=1) / np.maximum(total, 1), 0.0))
+        scores = [_score(np.stack([one[:, i][drawn].sum(axis=1) for i in (0, 1)], axis=-1)) for one in (a, b)]
+        found.append(scores[0] - scores[1])
     return np.concatenate(found)
+
+
+def _score(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Divide the sums of the numerators, (..., 0), by those of the denominators, (..., 1); 0 where there are none."""
+    top, bottom = sums[..., 0], sums[..., 1]
+    return np.divide(top, bottom, out=np.zeros_like(top, dtype=np.float64), where=bottom > 0)

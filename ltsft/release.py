@@ -12,7 +12,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -78,13 +77,14 @@ class Composition(_Frozen):
     language: Name
     target_task: Name
     objective: Name
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: tuple[str, ...] = Field(description="of the head, in the order of its outputs; none where it has none")
     max_length: int = Field(ge=8, le=100_000, description="sub-words in a piece, as in training")
     base: ComposedBase
+    takes_pairs: bool = Field(default=False, description="whether it classifies pairs of texts")
     rule: Name = "sum"
     parts: tuple[ComposedPart, ...] = Field(min_length=1)
 
-    @cached_property
+    @property
     def key(self) -> str:
         """SHA-256 over what determines the model and its answers: not where its parts are found."""
         content = self.model_dump(mode="json")
@@ -92,6 +92,8 @@ class Composition(_Frozen):
             del part["run_id"]
         for name in ("id", "revision", "location"):
             del content["base"][name]
+        if not self.takes_pairs:  # compositions made before there were pairs keep their keys
+            del content["takes_pairs"]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @property

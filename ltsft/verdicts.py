@@ -35,8 +35,8 @@ class Measured:
 
     Attributes:
         target_task: which floor holds.
-        outcomes: (correct, counted) of each test sentence.
-        majority: score of always giving the most frequent label.
+        outcomes: (numerator, denominator) of each test sentence, such as (correct, counted).
+        majority: score of always giving the most frequent answer; None where that has no meaning.
         overlap: share of the smaller support that both SFTs change.
         sign_conflict: share of the common support where they have opposite signs.
         language_loss_change: nats that the task SFT adds to the language's masked-LM loss; None if not measured.
@@ -46,7 +46,7 @@ class Measured:
 
     target_task: str
     outcomes: Outcomes = field(repr=False)
-    majority: float
+    majority: float | None
     overlap: float
     sign_conflict: float
     language_loss_change: float | None
@@ -55,7 +55,7 @@ class Measured:
 
     @property
     def score(self) -> float:
-        """Correct over counted."""
+        """Sum of the numerators over that of the denominators."""
         return float(self.outcomes[:, 0].sum() / max(1, self.outcomes[:, 1].sum()))
 
 
@@ -115,10 +115,13 @@ def has_passed(verdicts: Sequence[Verdict]) -> bool:
 
 
 def _floor(gate: ReleaseGate, measured: Measured) -> Verdict:
-    floor = max(gate.min_scores.get(measured.target_task, gate.min_score), measured.majority + gate.min_over_majority)
-    score = measured.score
-    message = f"score {score:.4f}, at least {floor:.4f} is asked (majority class {measured.majority:.4f})"
-    numbers = {"score": score, "floor": floor, "majority": measured.majority}
+    floor = gate.min_scores.get(measured.target_task, gate.min_score)
+    score, numbers, beside = measured.score, {}, ""
+    if measured.majority is not None:
+        floor = max(floor, measured.majority + gate.min_over_majority)
+        numbers, beside = {"majority": measured.majority}, f" (majority class {measured.majority:.4f})"
+    message = f"score {score:.4f}, at least {floor:.4f} is asked{beside}"
+    numbers = {"score": score, "floor": floor, **numbers}
     return Verdict("floor", score >= floor, True, numbers, message)
 
 

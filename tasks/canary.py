@@ -1,7 +1,7 @@
 """The canary: a fresh process that loads a released artifact as any user of MLflow would, and answers.
 
-``python -m tasks.canary`` reads ``{"uri": ..., "sentences": [[word, ...], ...]}`` from standard input and writes, as
-its last line, ``{"labels": [[label, ...], ...]}``. MLflow is the one that ``MLFLOW_TRACKING_URI`` names: an address may
+``python -m tasks.canary`` reads ``{"uri": ..., "rows": [{column: value}, ...]}`` from standard input and writes, as its
+last line, ``{"answers": [{column: value}, ...]}``. MLflow is the one that ``MLFLOW_TRACKING_URI`` names: an address may
 hold a password and is never an argument.
 """
 
@@ -12,49 +12,66 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ltsft.errors import ReleaseError
+from ltsft.paired import Outcomes
+from ltsft.serving.answers import Reader
 from ltsft.verdicts import Canary
 
-_TOLERATED = 0.02  # share of the words whose label may differ: another batch shape rounds otherwise
+_TOLERATED = 0.02  # share of what is counted that may come out otherwise: another batch shape rounds otherwise
 
 
 def run_canary(
     uri: str,
     *,
     tracking_uri: str,
-    sentences: Sequence[Sequence[str]],
-    gold: Sequence[Sequence[str]],
-    correct: Sequence[float],
-    labels: Sequence[str],
+    reader: type[Reader],
+    rows: Sequence[Any],
+    outcomes: Outcomes,
     timeout_seconds: float,
 ) -> Canary:
-    """Have a fresh process load an artifact and answer sentences, and compare with what was scored.
+    """Have a fresh process load an artifact and answer test rows, and compare with what was scored.
 
     Args:
         uri: such as ``models:/ud.pos.fo/3``.
         tracking_uri: the MLflow that it is in.
-        sentences: words of each sentence.
-        gold: the right label of each word.
-        correct: how many were right in each sentence when the composition was scored.
-        labels: the label set.
+        reader: how the objective is served.
+        rows: labelled rows of the test set.
+        outcomes: what came out for each of them when the composition was scored, shape (rows, 2).
         timeout_seconds: after which the canary is dead.
     """
     begin = time.monotonic()
     try:
-        answer = _ask(uri, tracking_uri, sentences, timeout_seconds)
-        message = _problem(answer, gold, correct, labels)
+        asked = [reader.asked(row).as_row() for row in rows]
+        message = compare(_ask(uri, tracking_uri, asked, timeout_seconds), reader, rows, outcomes)
     except ReleaseError as error:
         message = str(error)
     seconds = time.monotonic() - begin
-    words = sum(map(len, sentences))
-    told = message or f"a fresh process loaded it and labelled {words} words as when it was scored"
+    told = message or f"a fresh process loaded it and answered {len(rows)} rows as when it was scored"
     return Canary(answered=not message, seconds=seconds, message=f"{told} ({seconds:.1f} s)")
 
 
-def _ask(uri: str, tracking_uri: str, sentences: Sequence[Sequence[str]], timeout: float) -> list[list[str | None]]:
-    asked = json.dumps({"uri": uri, "sentences": [list(words) for words in sentences]})
+def compare(answers: Sequence[Mapping[str, Any]], reader: type[Reader], rows: Sequence[Any], outcomes: Outcomes) -> str:
+    """Say what is wrong with the answers to test rows, in words; nothing if they are as when they were scored."""
+    if len(answers) != len(rows):
+        return f"it answered {len(answers)} rows instead of {len(rows)}"
+    off = 0.0
+    for number, (row, answer, recorded) in enumerate(zip(rows, answers, outcomes, strict=True)):
+        try:
+            found, _ = reader.right(row, answer)
+        except (ValueError, KeyError, TypeError) as error:
+            return f"its answer to row {number} is none: {error}"
+        off += abs(found - float(recorded[0]))
+    counted = float(outcomes[:, 1].sum())
+    if off > max(1.0, _TOLERATED * counted):
+        return f"{off:g} of {counted:g} that are counted came out otherwise than when it was scored"
+    return ""
+
+
+def _ask(uri: str, tracking_uri: str, rows: Sequence[Mapping[str, Any]], timeout: float) -> list[dict[str, Any]]:
+    asked = json.dumps({"uri": uri, "rows": list(rows)})
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_REGISTRY_URI": tracking_uri}
     command = [sys.executable, "-m", "tasks.canary"]
     try:
@@ -66,24 +83,8 @@ def _ask(uri: str, tracking_uri: str, sentences: Sequence[Sequence[str]], timeou
     if done.returncode:
         lines = done.stderr.replace(tracking_uri, "<tracking URI>").strip().splitlines() or ["no message"]
         raise ReleaseError(f"a fresh process could not load it: {lines[-1]}")
-    found: list[list[str | None]] = json.loads(done.stdout.strip().splitlines()[-1])["labels"]
+    found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])["answers"]
     return found
-
-
-def _problem(
-    answer: list[list[str | None]], gold: Sequence[Sequence[str]], correct: Sequence[float], labels: Sequence[str]
-) -> str:
-    lengths, wanted = [len(row) for row in answer], [len(row) for row in gold]
-    if lengths != wanted:
-        return f"it labelled {sum(lengths)} words in {len(answer)} sentences instead of {sum(wanted)} in {len(gold)}"
-    unknown = sorted({str(label) for row in answer for label in row if label is not None} - set(labels))
-    if unknown:
-        return f"it answered {unknown[0]!r}, which is not in the label set"
-    right = [sum(a == b for a, b in zip(row, want, strict=True)) for row, want in zip(answer, gold, strict=True)]
-    off = sum(abs(a - b) for a, b in zip(right, correct, strict=True))
-    if off > max(1.0, _TOLERATED * sum(wanted)):
-        return f"{sum(right)} of {sum(wanted)} words are right, when it was scored {sum(correct):g} were"
-    return ""
 
 
 def _main() -> None:
@@ -91,9 +92,9 @@ def _main() -> None:
 
     quiet_services()
     asked = json.load(sys.stdin)
-    from tasks.tracking import predict_words
+    from tasks.tracking import predict_rows
 
-    print(json.dumps({"labels": predict_words(asked["uri"], asked["sentences"])}))
+    print(json.dumps({"answers": predict_rows(asked["uri"], asked["rows"])}))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,9 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from ltsft.base import load_base
 from ltsft.errors import ServiceError
-from ltsft.release import ComposedPart, Release, Slot, parse_composition
-from ltsft.serving.answers import Input
-from ltsft.serving.engine import Admitted, Engine
-from ltsft.serving.limits import Limits
+from ltsft.release import ComposedPart, Release, Slot
+from ltsft.serving.offline import OfflineModel
 
 
 class _CurrentMlflow:
@@ -47,42 +44,22 @@ class ComposedModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Fetch, check and compose."""
-        file = Path(context.artifacts["composition"])
-        composition = parse_composition(file.read_bytes(), place=str(file))
-        location = os.environ.get("LTSFT_BASE") or composition.base.location
-        base = load_base(location, None if Path(location).is_dir() else composition.base.revision)
-        self._engine = Engine(base, limits=Limits())
-        self._admitted: Admitted = self._engine.admit(Release(0, composition), _CurrentMlflow())
+        recipe = Path(context.artifacts["composition"])
+        self._model = OfflineModel.load(recipe, _CurrentMlflow(), location=os.environ.get("LTSFT_BASE"))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Answer texts.
 
         Args:
             context: not used.
-            model_input: a row a text, in the column ``text``, or ``words`` with a list of words.
+            model_input: a row a text; the signature says in which columns.
             params: not used.
 
         Returns:
-            A row a text: ``words``, ``labels`` and ``scores``, equally long.
+            A row a text, with the columns of the signature.
         """
-        prepared = [self._admitted.reader.prepare(_input(row)) for row in model_input.to_dict(orient="records")]
-        pieces = [piece for text in prepared for piece in text.pieces]
-        logits = iter(self._engine.run(self._admitted, pieces))
-        answers = [self._admitted.reader.read(text, [next(logits) for _ in text.pieces]) for text in prepared]
-        return pd.DataFrame(
-            {
-                "words": [[word.text for word in answer] for answer in answers],
-                "labels": [[word.label for word in answer] for answer in answers],
-                "scores": [[word.score for word in answer] for answer in answers],
-            }
-        )
-
-
-def _input(row: dict[Any, Any]) -> Input:
-    words, text = row.get("words"), row.get("text")
-    if words is not None and not isinstance(words, float):
-        return Input(words=tuple(map(str, words)))
-    return Input(text=str(text))
+        rows: list[dict[Any, Any]] = model_input.to_dict(orient="records")
+        return pd.DataFrame(self._model.answer(rows))
 
 
 set_model(ComposedModel())

@@ -11,15 +11,17 @@ from typing import Any
 from ltsft.errors import ReleaseError
 from ltsft.files import read_manifest
 from ltsft.methods.registry import method_named
+from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
-from ltsft.serving.answers import READERS
+from ltsft.serving.readers import READERS
 from tasks.registry import MODEL
 from tasks.runs import RunHandle
+from tasks.training import labelled_rows
 from tasks.workspace import SFT_FOLDER, Workspace
 
 COMPOSITION_FILE = "composition.json"
-EXAMPLE_SENTENCES = 3
+EXAMPLE_ROWS = 3
 
 
 def scored_step(workspace: Workspace, slot: Slot) -> Step:
@@ -63,8 +65,9 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
         language=slot.language,
         target_task=slot.target_task,
         objective=target.objective,
-        labels=target.labels,
+        labels=OBJECTIVES[target.objective].label_set(target),
         max_length=recipe.max_length,
+        takes_pairs="pair" in target.columns,
         base=ComposedBase(**asdict(workspace.base.ref), location=_location(workspace.base.id)),
         rule=settings.rule,
         parts=tuple(_part(workspace, subject, weight) for subject, weight in subjects.items()),
@@ -81,24 +84,26 @@ def log_model(workspace: Workspace, composition: Composition, run: RunHandle) ->
             model,
             code=Path(__file__).with_name("composed_model.py"),
             artifacts={"composition": str(recipe)},
-            example=[{"text": text} for text in example_texts(workspace, composition.slot)],
+            example=_example(workspace, composition.slot),
+            inputs=READERS[composition.objective].inputs,
+            outputs=READERS[composition.objective].outputs,
             metadata={"composition": composition.key, "base_fingerprint": composition.base.fingerprint},
         )
         run.log_folder(model, MODEL)
 
 
-def example_texts(workspace: Workspace, slot: Slot) -> list[str]:
-    """Give some test sentences as texts: the input example, and what the canary is asked."""
-    from tasks.training import labelled_rows
-
-    target = workspace.project.target_tasks[slot.target_task]
-    rows = labelled_rows(target, target.test[slot.language])
-    return [" ".join(row.words) for row in rows[:EXAMPLE_SENTENCES]]
-
-
 def parents(composition: Composition) -> str:
     """Name what a composition is made from, with the runs."""
     return ", ".join(f"{part.subject}: {part.run_id}" for part in composition.parts)
+
+
+def _example(workspace: Workspace, slot: Slot) -> list[dict[str, Any]]:
+    """Give some rows of the test set as people would ask them: words as a text."""
+    target = workspace.project.target_tasks[slot.target_task]
+    asked = [READERS[target.objective].asked(row) for row in labelled_rows(target, target.test[slot.language])]
+    return [
+        {"text": " ".join(item.words)} if item.words is not None else item.as_row() for item in asked[:EXAMPLE_ROWS]
+    ]
 
 
 def _part(workspace: Workspace, subject: str, weight: float | dict[str, float]) -> ComposedPart:

@@ -10,11 +10,10 @@ from ltsft.compose import COMPOSITION_FILE, composed, export_composition
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.files import MANIFEST_FILE
 from ltsft.hub import push_folder
+from ltsft.objectives.registry import OBJECTIVES
 from ltsft.onnx_export import export_onnx
 from ltsft.release import Composition, Slot, load_parts
-from ltsft.serving.answers import READERS
 from ltsft.serving.bundle import Bundle
-from ltsft.serving.limits import Limits
 from tasks.composing import compose_recipe
 from tasks.registry import Registry
 from tasks.storage import Bucket
@@ -56,10 +55,11 @@ def export_release(
     composition, named = _chosen(workspace, registry, Slot(language, target_task), version)
     if to == "onnx" and folder is not None:
         difference = _to_onnx(workspace, registry, composition, folder)
-        return f"{named} to {folder} as ONNX (logits as in PyTorch within {difference:.1e})"
+        return f"{named} to {folder} as ONNX (outputs as in PyTorch within {difference:.1e})"
     if folder is not None:
-        _to_folder(workspace, registry, composition, folder)
-        return f"{named} to {folder}"
+        own_head = _to_folder(workspace, registry, composition, folder)
+        told = f" ({own_head}: no Auto class loads it, its README.md says what does)" if own_head else ""
+        return f"{named} to {folder}{told}"
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch, "export")
         _to_folder(workspace, registry, composition, whole)
@@ -95,17 +95,21 @@ def _chosen(workspace: Workspace, registry: Registry, slot: Slot, version: int |
     return known[number].composition, f"{slot} version {number}"
 
 
-def _to_folder(workspace: Workspace, registry: Registry, composition: Composition, folder: Path) -> None:
+def _to_folder(workspace: Workspace, registry: Registry, composition: Composition, folder: Path) -> str | None:
+    """Write a Hugging Face folder; name the head if it is not one of transformers' own."""
     base = _base_of(workspace, composition)
-    model = READERS[composition.objective](base, composition, Limits()).build_model(base)
     parts = load_parts(composition, registry)
+    model = OBJECTIVES[composition.objective].new_model(base, composition.labels, seed=0)
     export_composition(model, base.tokenizer, parts, folder, base=base.ref, rule=composition.rule)
+    own_head: str | None = getattr(model.config, "ltsft_head", None)
+    return own_head
 
 
 def _to_onnx(workspace: Workspace, registry: Registry, composition: Composition, folder: Path) -> float:
     base = _base_of(workspace, composition)
-    model = READERS[composition.objective](base, composition, Limits()).build_model(base)
-    with composed(model, load_parts(composition, registry), base=base.ref, rule=composition.rule):
+    parts = load_parts(composition, registry)
+    model = OBJECTIVES[composition.objective].new_model(base, composition.labels, seed=0)
+    with composed(model, parts, base=base.ref, rule=composition.rule):
         return export_onnx(model, base.tokenizer, folder)
 
 

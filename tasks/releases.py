@@ -24,6 +24,7 @@ from ltsft.interference import interference
 from ltsft.paired import Outcomes
 from ltsft.plan import cell_subject
 from ltsft.release import Composition, Slot, load_parts
+from ltsft.serving.readers import READERS
 from ltsft.verdicts import Canary, Measured, Verdict, has_passed, judge
 from ltsft.weights import shown_weight
 from tasks.canary import run_canary
@@ -49,7 +50,7 @@ from tasks.training import labelled_rows, target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 CELL_RUN, SEED, TEST = "ltsft.cell_run", "ltsft.seed", "ltsft.test"
-CANARY_SENTENCES = 8
+CANARY_ROWS = 8
 
 
 class ChampionMovedError(ReleaseError):
@@ -184,7 +185,7 @@ def measure(workspace: Workspace, candidate: Candidate, canary: Canary) -> Measu
     return Measured(
         target_task=slot.target_task,
         outcomes=outcomes_of(workspace, candidate),
-        majority=metrics["score_majority"],
+        majority=metrics.get("score_majority"),
         overlap=metrics.get("interference.overlap", 0.0),  # a task SFT alone meets nothing
         sign_conflict=metrics.get("interference.sign_conflict", 0.0),
         language_loss_change=metrics.get("functional.language_loss_change"),
@@ -195,18 +196,15 @@ def measure(workspace: Workspace, candidate: Candidate, canary: Canary) -> Measu
 
 @task(name="ask canary", task_run_name="ask canary {candidate.version.name}", cache_policy=NO_CACHE)
 def ask_canary(workspace: Workspace, candidate: Candidate) -> Canary:
-    """Have a fresh process load the version from the registry and answer some test sentences."""
+    """Have a fresh process load the version from the registry and answer some test rows."""
     target = workspace.project.target_tasks[candidate.slot.target_task]
-    rows = labelled_rows(target, target.test[candidate.slot.language])[:CANARY_SENTENCES]
-    sentences = [(row.words, row.labels) for row in rows]
-    outcomes = outcomes_of(workspace, candidate)
+    rows = labelled_rows(target, target.test[candidate.slot.language])[:CANARY_ROWS]
     return run_canary(
         candidate.version.uri,
         tracking_uri=workspace.tracker.tracking_uri,
-        sentences=[words for words, _ in sentences],
-        gold=[labels for _, labels in sentences],
-        correct=outcomes[: len(sentences), 0].tolist(),
-        labels=target.labels,
+        reader=READERS[target.objective],
+        rows=rows,
+        outcomes=outcomes_of(workspace, candidate)[: len(rows)],
         timeout_seconds=workspace.project.gates.release.canary_seconds,
     )
 

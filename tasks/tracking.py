@@ -330,6 +330,8 @@ class Tracker:
         code: Path,
         artifacts: Mapping[str, str],
         example: Sequence[Mapping[str, Any]],
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         metadata: Mapping[str, str],
     ) -> None:
         """Write a pyfunc model from code into a folder, to be logged; nothing is pickled, and nothing is loaded.
@@ -338,23 +340,24 @@ class Tracker:
             folder: to write; must not exist.
             code: the file that MLflow runs when the model is loaded; a copy goes into the model.
             artifacts: files that go into the model, by the names that the code knows them by.
-            example: rows of an input example; its columns are texts.
+            example: rows of an input example.
+            inputs: columns of what it takes, each with its type, as `ltsft.serving.answers.Reader` has them.
+            outputs: columns of what it gives, likewise.
             metadata: shown with the model.
         """
         with self.service("write a model"):
             import mlflow.pyfunc
             import pandas as pd
             from mlflow.models import ModelSignature
-            from mlflow.types.schema import Array, ColSpec, DataType, Schema
+            from mlflow.types.schema import ColSpec, Schema
 
-            texts, numbers = Array(DataType.string), Array(DataType.double)
-            inputs = Schema([ColSpec(DataType.string, "text", required=False), ColSpec(texts, "words", required=False)])
-            outputs = Schema([ColSpec(texts, "words"), ColSpec(texts, "labels"), ColSpec(numbers, "scores")])
+            taken = Schema([ColSpec(_column_type(of), name, required=False) for name, of in inputs.items()])
+            given = Schema([ColSpec(_column_type(of), name) for name, of in outputs.items()])
             mlflow.pyfunc.save_model(
                 folder,
                 python_model=str(code),
                 artifacts=dict(artifacts),
-                signature=ModelSignature(inputs, outputs),
+                signature=ModelSignature(taken, given),
                 input_example=pd.DataFrame(list(example)),
                 pip_requirements=["ltsft"],
                 metadata=dict(metadata),
@@ -460,14 +463,25 @@ class Tracker:
                     return list(runs.values())
 
 
-def predict_words(uri: str, sentences: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """Load a model as any user of MLflow would and label sentences that are split into words."""
+def predict_rows(uri: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Load a model as any user of MLflow would and have it answer rows; gives a row of plain values for each."""
     import mlflow.pyfunc
     import pandas as pd
 
     model = mlflow.pyfunc.load_model(uri)
-    answer = model.predict(pd.DataFrame({"words": [list(words) for words in sentences]}))
-    return [list(labels) for labels in answer["labels"]]
+    found: list[dict[str, Any]] = model.predict(pd.DataFrame(list(rows))).to_dict(orient="records")
+    return found
+
+
+def _column_type(of: Any) -> Any:
+    """Give MLflow's type of a column from `str`, `int`, `float`, ``[type]`` or ``{name: type}``."""
+    from mlflow.types.schema import Array, DataType, Object, Property
+
+    if isinstance(of, list):
+        return Array(_column_type(of[0]))
+    if isinstance(of, dict):
+        return Object([Property(name, _column_type(kind)) for name, kind in of.items()])
+    return {str: DataType.string, int: DataType.long, float: DataType.double}[of]
 
 
 @contextmanager

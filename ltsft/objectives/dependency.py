@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -69,6 +69,22 @@ class ParsedSentence:
     places: tuple[int, ...]
     heads: tuple[int, ...]
     relations: tuple[int, ...]
+
+
+class Parsed(NamedTuple):
+    """What a parser found in a batch.
+
+    Attributes:
+        vectors: of the root and the words, (batch, words + 1, width).
+        arcs: scores of all heads, (batch, words, words + 1).
+        heads: of the best trees, (batch, words); 0 where there is no word.
+        relations: scores of the relations to these heads, (number of words, relations), sentence after sentence.
+    """
+
+    vectors: Tensor
+    arcs: Tensor
+    heads: Tensor
+    relations: Tensor
 
 
 class DependencyParsing:
@@ -249,6 +265,20 @@ class DependencyParsing:
         is_head = functional.pad(where, (1, 0), value=True)  # (batch, words + 1)
         return parser.arc_scores(vectors).masked_fill(~is_head.unsqueeze(1), -torch.inf)
 
+    def parse(self, parser: BiaffineParser, batch: dict[str, Tensor], examples: Sequence[ParsedSentence]) -> Parsed:
+        """Find the best trees with a single root, and score the relations to the heads in them.
+
+        Args:
+            parser: the model.
+            batch: of the examples, from `collate`.
+            examples: sentences; of their heads only the number counts.
+        """
+        vectors = self._vectors(parser, batch)
+        where = batch["heads"] != IGNORE
+        arcs = self._arcs(parser, vectors, where)
+        heads = self._trees(arcs, examples).to(arcs.device)
+        return Parsed(vectors, arcs, heads, parser.relation_scores(vectors, heads, where))
+
     @torch.no_grad()
     def evaluate(self, model: PreTrainedModel, examples: Sequence[ParsedSentence]) -> Evaluation:
         """Give LAS, and UAS beside it, of the best trees with a single root and the best relations to their heads.
@@ -261,16 +291,14 @@ class DependencyParsing:
         loss = 0.0
         for chunk in like_lengths(examples):
             batch = {k: v.to(device) for k, v in self.collate(chunk, torch.Generator()).items()}
-            vectors = self._vectors(parser, batch)
             where = batch["heads"] != IGNORE
-            arcs = self._arcs(parser, vectors, where)
-            gold = parser.relation_scores(vectors, batch["heads"].clamp(min=0), where)
-            loss += float(functional.cross_entropy(arcs[where], batch["heads"][where], reduction="sum"))
+            parsed = self.parse(parser, batch, chunk)
+            gold = parser.relation_scores(parsed.vectors, batch["heads"].clamp(min=0), where)
+            loss += float(functional.cross_entropy(parsed.arcs[where], batch["heads"][where], reduction="sum"))
             loss += float(functional.cross_entropy(gold, batch["relations"][where], reduction="sum"))
-            heads = self._trees(arcs, chunk).to(device)
             found = torch.full_like(batch["relations"], IGNORE)
-            found[where] = parser.relation_scores(vectors, heads, where).argmax(-1)
-            has_head = (heads == batch["heads"]) & where
+            found[where] = parsed.relations.argmax(-1)
+            has_head = (parsed.heads == batch["heads"]) & where
             has_both = has_head & (found == batch["relations"])
             for example, both, head in zip(chunk, has_both.sum(1).tolist(), has_head.sum(1).tolist(), strict=True):
                 counted[example.sentence] = (both, head, len(example.heads))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -162,7 +162,7 @@ class QuestionAnswering:
 
     def _windows(self, number: int, row: QuestionRow) -> Iterator[Window]:
         encoded = self._tokenizer(
-            self._shortened(row.question),
+            self.shortened(row.question),
             row.context,
             truncation="only_second",
             max_length=self._max_length,
@@ -187,7 +187,8 @@ class QuestionAnswering:
             texts = tuple(text for text, _ in row.answers)
             yield Window(number, tuple(ids), type_ids, tuple(offsets), start, end, row.context, texts)
 
-    def _shortened(self, question: str) -> str:
+    def shortened(self, question: str) -> str:
+        """Leave out the end of a question that takes more than its share of a window."""
         room = int(self._max_length * QUESTION_SHARE) - 4
         encoded = self._tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
@@ -279,7 +280,7 @@ class QuestionAnswering:
         answer of people that it is most like.
         """
         device = next(model.parameters()).device
-        best: dict[int, tuple[float, str]] = {}
+        best: dict[int, Span] = {}
         loss = 0.0
         for chunk in like_lengths(examples):
             batch = {k: v.to(device) for k, v in self.collate(chunk, torch.Generator()).items()}
@@ -288,12 +289,12 @@ class QuestionAnswering:
                 loss += float(functional.cross_entropy(logits, gold, reduction="sum")) / 2
             for window, start, end in zip(chunk, starts.cpu(), ends.cpu(), strict=True):
                 found = best_span(window, start, end)
-                if found[0] > best.get(window.sentence, (-torch.inf, ""))[0]:
+                if window.sentence not in best or found.score > best[window.sentence].score:
                     best[window.sentence] = found
         gold_answers = {window.sentence: window.answers for window in examples}
         scored = []
         for number in sorted(gold_answers):
-            answer = best.get(number, (0.0, ""))[1]
+            answer = best[number].text
             f1 = max(answer_f1(answer, gold) for gold in gold_answers[number])
             exact = max(normalised(answer) == normalised(gold) for gold in gold_answers[number])
             scored.append((f1, exact))
@@ -323,15 +324,35 @@ def _answers(record: Record, column: str) -> tuple[tuple[str, int], ...]:
     return tuple(answers)
 
 
-def best_span(window: Window, starts: Tensor, ends: Tensor) -> tuple[float, str]:
-    """Give the best span of a window: its score, and its text; no score (minus infinity) where there is none.
+class Span(NamedTuple):
+    """A part of the context of a window.
+
+    Attributes:
+        score: sum of the logits of its first and its last sub-word; minus infinity for no span at all.
+        first: place of its first sub-word; -1 for none.
+        last: place of its last one.
+        start: place of its first character in the context.
+        end: place behind its last one.
+        text: what it says.
+    """
+
+    score: float
+    first: int
+    last: int
+    start: int
+    end: int
+    text: str
+
+
+def best_span(window: Window, starts: Tensor, ends: Tensor) -> Span:
+    """Give the best span of a window.
 
     Args:
         window: the window, with `length` sub-words.
         starts: logits of the first sub-word of the answer, (length or more,).
         ends: logits of its last one.
     """
-    best, text = -torch.inf, ""
+    best = Span(-torch.inf, -1, -1, 0, 0, "")
     is_context = torch.tensor([a >= 0 for a, _ in window.offsets])
     length = len(window.offsets)
     first = starts[:length].masked_fill(~is_context, -torch.inf)
@@ -340,9 +361,10 @@ def best_span(window: Window, starts: Tensor, ends: Tensor) -> tuple[float, str]
     for i in first.topk(count).indices.tolist():
         for j in last.topk(count).indices.tolist():
             score = float(first[i] + last[j])
-            if i <= j < i + LONGEST_ANSWER and score > best:
-                best, text = score, window.context[window.offsets[i][0] : window.offsets[j][1]]
-    return best, text
+            if i <= j < i + LONGEST_ANSWER and score > best.score:
+                start, end = window.offsets[i][0], window.offsets[j][1]
+                best = Span(score, i, j, start, end, window.context[start:end])
+    return best
 
 
 def normalised(answer: str) -> str:

@@ -1,201 +1,211 @@
-"""How a request becomes pieces for the model, and how the model's output becomes an answer. One class an objective.
+"""What lies between a request and its answer: an input becomes pieces for the model, its outputs become a result.
 
-A new kind of target task is one class here (or a file of its own) and one line in `READERS`.
+A *reader* does both for one kind of target task; `ltsft.serving.readers` lists them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ltsft.base import Base
 from ltsft.errors import LtsftError
 from ltsft.release import Composition
 from ltsft.serving.limits import Limits
+from ltsft.serving.results import Result
 from ltsft.serving.words import split_words
 
-__all__ = ["READERS", "Input", "Piece", "Prepared", "Reader", "RefusedInputError", "TaggedWord", "TokenReader"]
+__all__ = [
+    "TOKENIZING",
+    "Input",
+    "OtherFormError",
+    "Output",
+    "Piece",
+    "Prepared",
+    "Reader",
+    "RefusedInputError",
+    "find_words",
+    "refuse_form",
+    "refuse_long",
+]
+
+TOKENIZING = threading.Lock()
+"""Fast tokenizers keep padding and truncation as state: one thread at a time."""
+
+Output = tuple[Tensor, ...]
+"""What the model gives for one piece; which tensors is a matter of the reader."""
 
 
 class RefusedInputError(LtsftError):
     """A text cannot be answered: it has no words, or is longer than the limits allow."""
 
 
+class OtherFormError(LtsftError):
+    """A target task takes another form of input: what is released for it decides, not the schema of requests."""
+
+
 @dataclass(frozen=True)
 class Input:
-    """One text of a request: as raw text, or as words that the caller has split."""
+    """One text of a request, in the form that its target task takes: exactly one of these is given.
+
+    Attributes:
+        text: a raw text; the first of two with `pair`.
+        words: a text that the caller has split.
+        pair: the second text.
+        question: a question, with `context`.
+        context: the text that is to hold the answer.
+    """
 
     text: str | None = None
     words: tuple[str, ...] | None = None
+    pair: str | None = None
+    question: str | None = None
+    context: str | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Input:
+        """Take the fields of a table's row; missing values (None, NaN) are left out."""
+        texts = {name: row[name] for name in ("text", "pair", "question", "context") if isinstance(row.get(name), str)}
+        words = row.get("words")
+        split = None if words is None or isinstance(words, float | str) else tuple(map(str, words))
+        return cls(words=split, **texts)
+
+    @property
+    def form(self) -> str:
+        """Name what was given."""
+        if self.words is not None:
+            return "words"
+        names = [name for name in ("text", "pair", "question", "context") if getattr(self, name) is not None]
+        return " and ".join(names) or "nothing"
+
+    @property
+    def characters(self) -> int:
+        """Length of all that was given."""
+        texts = (self.text, self.pair, self.question, self.context, *(self.words or ()))
+        return sum(len(text) for text in texts if text is not None)
+
+    def as_row(self) -> dict[str, Any]:
+        """Give what was given by name, words as a list."""
+        row = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What goes through the model as one row.
+class Piece(Protocol):
+    """What goes through the model as one row: an example of the objective, or like one."""
 
-    Attributes:
-        input_ids: sub-words with special tokens.
-        firsts: place of the first sub-word of each word of the piece; None for a word that has none.
-    """
-
-    input_ids: tuple[int, ...]
-    firsts: tuple[int | None, ...]
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """Sub-words with special tokens."""
+        ...
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A text that is ready for the model: its words with their offsets, and its pieces."""
+    """An input that is ready for the model.
 
-    words: tuple[str, ...]
-    spans: tuple[tuple[int, int], ...] | None
-    pieces: tuple[Piece, ...]
+    Attributes:
+        item: what was sent.
+        pieces: what goes through the model; at least one.
+        words: its words, where the target task is about words.
+        spans: where each word stands in the text, (start, end) in characters; None where words were sent.
+        is_cut: whether something was left out because it did not fit.
+    """
 
-
-@dataclass(frozen=True)
-class TaggedWord:
-    """A word with its label and the model's probability of it; both are None for a word without a sub-word."""
-
-    text: str
-    start: int | None
-    end: int | None
-    label: str | None
-    score: float | None
+    item: Input
+    pieces: tuple[Any, ...]
+    words: tuple[str, ...] = ()
+    spans: tuple[tuple[int, int], ...] | None = None
+    is_cut: bool = False
 
 
 class Reader(Protocol):
-    """What a server needs to know of an objective."""
+    """What a server needs to know of an objective.
+
+    Attributes:
+        result: the class of its answers.
+        forms: what an input may be, see `Input.form`.
+        inputs: columns of a table of inputs, each with its type: `str`, `int`, `float`, ``[type]`` or ``{name: type}``.
+        outputs: columns of a table of answers, likewise.
+    """
+
+    result: ClassVar[type[Result]]
+    inputs: ClassVar[Mapping[str, Any]]
+    outputs: ClassVar[Mapping[str, Any]]
 
     @property
-    def architecture(self) -> str:
-        """Name of the model class: releases with the same one share a resident base."""
-        ...
+    def forms(self) -> tuple[str, ...]: ...  # noqa: D102
 
-    def build_model(self, base: Base) -> PreTrainedModel:
-        """Load the base with the head of this objective."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, composition: Composition, limits: Limits) -> None: ...
+
+    def build_shell(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """Build a model with the head of this objective; its weights are taken from elsewhere."""
         ...
 
     def prepare(self, item: Input) -> Prepared:
-        """Turn a text into pieces.
+        """Turn an input into pieces.
 
         Raises:
+            OtherFormError: it is of another form than the target task takes.
             RefusedInputError: it has no words, or is longer than the limits allow.
         """
         ...
 
-    def collate(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        """Make a batch."""
+    def forward(self, model: PreTrainedModel, pieces: Sequence[Any]) -> list[Output]:
+        """Run the model on one batch and give the output of each piece; called in inference mode."""
         ...
 
-    def read(self, prepared: Prepared, logits: Sequence[Tensor]) -> list[TaggedWord]:
-        """Turn the logits of the pieces of a text into its answer."""
+    def read(self, prepared: Prepared, outputs: Sequence[Output]) -> Result:
+        """Turn the outputs of the pieces of an input into its answer."""
+        ...
+
+    @staticmethod
+    def asked(row: Any) -> Input:
+        """Give what a labelled row of the objective asks."""
+        ...
+
+    @staticmethod
+    def right(row: Any, answer: Mapping[str, Any]) -> tuple[float, float]:
+        """Compare an answer, by the columns of `outputs`, with its labelled row, as the objective counts outcomes.
+
+        Raises:
+            ValueError: it is no answer to this row, and why.
+        """
         ...
 
 
-class TokenReader:
-    """Label each word of a text.
+def refuse_form(item: Input, forms: tuple[str, ...]) -> None:
+    """Refuse an input that is not of one of these forms."""
+    if item.form not in forms:
+        raise OtherFormError(f"this target task takes {' or '.join(forms)}, got {item.form}")
 
-    Args:
-        tokenizer: the base's tokenizer.
-        labels: of the head, in the order of its outputs.
-        max_length: sub-words in a piece; a longer text is cut between words, as when the task was learnt.
-        limits: of the server.
+
+def find_words(item: Input, limits: Limits) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...] | None]:
+    """Give the words of an input, and where they stand in its text; None for the latter where words were sent.
+
+    Raises:
+        RefusedInputError: it has no words or too many.
     """
-
-    architecture = "token classification"
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int, limits: Limits
-    ) -> None:
-        self.labels = tuple(labels)
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._limits = limits
-
-    def build_model(self, base: Base) -> PreTrainedModel:
-        """Load the base with a token classifier; its head is replaced by the release's."""
-        return base.token_classifier(self.labels, seed=0)
-
-    def prepare(self, item: Input) -> Prepared:
-        """Split a text into words if that is not done, words into sub-words, and these into pieces."""
-        spans = None
-        if item.words is not None:
-            words = item.words
-        else:
-            text = item.text or ""
-            spans = tuple(split_words(text))
-            words = tuple(text[start:end] for start, end in spans)
-        if not words:
-            raise RefusedInputError("the text has no words")
-        if len(words) > self._limits.max_words:
-            raise RefusedInputError(f"the text has {len(words)} words, at most {self._limits.max_words} are allowed")
-        pieces = tuple(self._pieces(self._subwords(words)))
-        if len(pieces) > 1 and self._limits.long_texts == "refuse":
-            raise RefusedInputError(
-                f"the text is longer than the {self._max_length} sub-words that the model takes; send it in parts"
-            )
-        return Prepared(words, spans, pieces)
-
-    def collate(self, pieces: Sequence[Piece]) -> dict[str, Tensor]:
-        """Pad to the longest: `input_ids` and `attention_mask`, both (batch, length), int64."""
-        longest = max(len(piece.input_ids) for piece in pieces)
-        pad: int = self._tokenizer.pad_token_id
-        ids = torch.full((len(pieces), longest), pad)
-        for row, piece in enumerate(pieces):
-            ids[row, : len(piece.input_ids)] = torch.tensor(piece.input_ids)
-        lengths = torch.tensor([len(piece.input_ids) for piece in pieces]).unsqueeze(1)
-        return {"input_ids": ids, "attention_mask": (torch.arange(longest) < lengths).long()}
-
-    def read(self, prepared: Prepared, logits: Sequence[Tensor]) -> list[TaggedWord]:
-        """Give each word its most probable label, and the probability of it at the word's first sub-word."""
-        found: list[tuple[str | None, float | None]] = []
-        for piece, values in zip(prepared.pieces, logits, strict=True):
-            scores, labels = torch.softmax(values.float(), dim=-1).max(dim=-1)  # (length,)
-            for first in piece.firsts:
-                if first is None:
-                    found.append((None, None))
-                else:
-                    found.append((self.labels[int(labels[first])], float(scores[first])))
-        spans: Sequence[tuple[int | None, int | None]] = prepared.spans or [(None, None)] * len(found)
-        return [
-            TaggedWord(word, start, end, label, score)
-            for word, (start, end), (label, score) in zip(prepared.words, spans, found, strict=True)
-        ]
-
-    def _subwords(self, words: Sequence[str]) -> list[list[int]]:
-        with _TOKENIZING:
-            encoded = self._tokenizer([[w] for w in words], is_split_into_words=True, add_special_tokens=False)
-        body = self._max_length - 2
-        return [ids[:body] for ids in encoded["input_ids"]]
-
-    def _pieces(self, subwords: Sequence[Sequence[int]]) -> list[Piece]:
-        """Cut between words wherever the next one would not fit."""
-        start_id: int = self._tokenizer.cls_token_id
-        end_id: int = self._tokenizer.sep_token_id
-        pieces = []
-        ids: list[int] = [start_id]
-        firsts: list[int | None] = []
-        for word in subwords:
-            if len(ids) + len(word) > self._max_length - 1:
-                pieces.append(Piece((*ids, end_id), tuple(firsts)))
-                ids, firsts = [start_id], []
-            firsts.append(len(ids) if word else None)
-            ids += word
-        return [*pieces, Piece((*ids, end_id), tuple(firsts))]
+    spans = None
+    if item.words is not None:
+        words = item.words
+    else:
+        text = item.text or ""
+        spans = tuple(split_words(text))
+        words = tuple(text[start:end] for start, end in spans)
+    if not words:
+        raise RefusedInputError("the text has no words")
+    if len(words) > limits.max_words:
+        raise RefusedInputError(f"the text has {len(words)} words, at most {limits.max_words} are allowed")
+    return words, spans
 
 
-_TOKENIZING = threading.Lock()
-"""Fast tokenizers keep padding and truncation as state: one thread at a time."""
-
-
-def _token_reader(base: Base, composition: Composition, limits: Limits) -> Reader:
-    return TokenReader(base.tokenizer, labels=composition.labels, max_length=composition.max_length, limits=limits)
-
-
-READERS: dict[str, Callable[[Base, Composition, Limits], Reader]] = {"pos": _token_reader}
-"""How each objective is served."""
+def refuse_long(limits: Limits, max_length: int) -> None:
+    """Refuse an input that is longer than the model takes, where the setting says so."""
+    if limits.long_texts == "refuse":
+        raise RefusedInputError(
+            f"the text is longer than the {max_length} sub-words that the model takes; send it in parts"
+        )

@@ -13,11 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ltsft.release import Slot
-from ltsft.serving.answers import Input, RefusedInputError
+from ltsft.serving.answers import Input, OtherFormError, RefusedInputError
 from ltsft.serving.batching import FullError, TooLateError
 from ltsft.serving.guard import ApiKeys, Guard, problem
 from ltsft.serving.limits import Limits
 from ltsft.serving.schemas import (
+    AddressedPair,
+    AddressedQuestion,
     AddressedText,
     AddressedWords,
     Answers,
@@ -25,9 +27,10 @@ from ltsft.serving.schemas import (
     BatchRequest,
     Model,
     Models,
+    Pair,
     Problem,
+    Question,
     Request,
-    Result,
     Text,
     Texts,
     Words,
@@ -43,6 +46,7 @@ _PROBLEMS: _Responses = {
     404: {"description": "Nothing is released for this language or target task; the message names what is"},
     405: {"description": "The route has another method"},
     408: {"description": "The body came too slowly"},
+    409: {"description": "The target task takes another form of text; the message says which"},
     413: {"description": "The body is too large"},
     422: {"description": "The body has another form, a text is empty, too long or holds control characters"},
     429: {"description": "The queue is full; try again after the seconds in Retry-After"},
@@ -50,7 +54,8 @@ _PROBLEMS: _Responses = {
     503: {"description": "Not ready"},
     504: {"description": "No answer in time"},
 }
-_FORMS = {form.__name__ for form in (Text, Words, Texts, AddressedText, AddressedWords)}
+_FORMS = {form.__name__ for form in (Text, Words, Pair, Question, Texts)}
+_FORMS |= {form.__name__ for form in (AddressedText, AddressedWords, AddressedPair, AddressedQuestion)}
 _CODES = {400: "not_json", 404: "not_found", 405: "wrong_method", 503: "not_ready"}
 Name = Annotated[str, Path(max_length=100, examples=["pos"])]
 LanguageCode = Annotated[str, Path(max_length=100, examples=["fo"])]
@@ -93,7 +98,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/batch", responses=_of(problems, 503), tags=["answers"])
     async def batch(request: BatchRequest) -> BatchAnswer:
         """Answer texts of several languages and target tasks."""
-        asked = [(Slot(item.language, item.target_task), item.to_input()) for item in request.inputs]
+        asked = [(item.slot, item.to_input()) for item in request.inputs]
         answers = await _answered(service, asked)
         return BatchAnswer(results=[_answers(slot, [answer]) for (slot, _), answer in zip(asked, answers, strict=True)])
 
@@ -143,10 +148,9 @@ def _refuse_large(items: Sequence[Input], limits: Limits) -> None:
     if len(items) > limits.max_texts:
         raise RefusedInputError(f"the request has {len(items)} texts, at most {limits.max_texts} are allowed")
     for number, item in enumerate(items):
-        characters = len(item.text) if item.text is not None else sum(map(len, item.words or ()))
-        if characters > limits.max_characters:
+        if item.characters > limits.max_characters:
             raise RefusedInputError(
-                f"text {number} has {characters} characters, at most {limits.max_characters} are allowed"
+                f"text {number} has {item.characters} characters, at most {limits.max_characters} are allowed"
             )
 
 
@@ -157,7 +161,7 @@ def _answers(slot: Slot, answers: Sequence[Answer]) -> Answers:
         language=slot.language,
         version=release.version,
         composition=release.composition.key,
-        results=[Result.of(answer) for answer in answers],
+        results=[answer.result for answer in answers],
     )
 
 
@@ -172,6 +176,7 @@ def _models(service: Service) -> Models:
                 language=slot.language,
                 version=admitted.release.version,
                 composition=composition.key,
+                takes=list(admitted.reader.forms),
                 labels=list(composition.labels),
                 base=composition.base.id,
                 parts=[part.subject for part in composition.parts],
@@ -212,6 +217,7 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(FullError, full)
     app.add_exception_handler(HTTPException, by_http)
     app.add_exception_handler(UnknownReleaseError, tell(404, "unknown_release"))
+    app.add_exception_handler(OtherFormError, tell(409, "other_form"))
     app.add_exception_handler(RefusedInputError, tell(422, "refused_text"))
     app.add_exception_handler(TooLateError, tell(504, "too_late"))
     app.add_exception_handler(Exception, _hidden)
@@ -269,8 +275,10 @@ def _schema(app: FastAPI, limits: Limits, *, needs_key: bool) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         models = schema["components"]["schemas"]
-        for name in ("Text", "AddressedText"):
-            models[name]["properties"]["text"]["maxLength"] = limits.max_characters
+        for name in ("Text", "Pair", "Question"):
+            for of in (name, f"Addressed{name}"):
+                for field in models[of]["properties"].keys() & {"text", "pair", "question", "context"}:
+                    models[of]["properties"][field]["maxLength"] = limits.max_characters
         for name in ("Words", "AddressedWords"):
             models[name]["properties"]["words"]["maxItems"] = limits.max_words
         for name in ("Texts", "BatchRequest"):
@@ -291,5 +299,13 @@ _EXAMPLES: dict[str, Any] = {
     "texts": {
         "summary": "Several texts",
         "value": {"inputs": [{"text": "Hetta er ein roynd."}, {"words": ["Ja", "!"]}]},
+    },
+    "pair": {
+        "summary": "A pair of texts, for entailment and the like",
+        "value": {"text": "Kettan svevur á borðinum.", "pair": "Kettan er vakin."},
+    },
+    "question": {
+        "summary": "A question with its context",
+        "value": {"question": "Hvar svevur kettan?", "context": "Kettan svevur á borðinum."},
     },
 }

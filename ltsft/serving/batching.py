@@ -17,10 +17,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from ltsft.release import Slot
-from ltsft.serving.answers import Piece
+from ltsft.serving.answers import Output, Piece
 from ltsft.serving.limits import Limits
 
 __all__ = ["Answered", "BatchRunner", "Batcher", "FullError", "Job", "TooLateError"]
@@ -45,9 +43,9 @@ class TooLateError(Exception):
 
 @dataclass(frozen=True)
 class Answered:
-    """What came back for the pieces of a job: logits by piece, and from which release."""
+    """What came back for the pieces of a job: outputs by piece, and from which release."""
 
-    logits: list[Tensor]
+    outputs: list[Output]
     release: Any
 
 
@@ -62,8 +60,8 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
 
 
-BatchRunner = Callable[[Slot, Sequence[Piece]], tuple[list[Tensor], Any]]
-"""Runs pieces through the live composition of a slot; gives their logits and the release that it was."""
+BatchRunner = Callable[[Slot, Sequence[Piece]], tuple[list[Output], Any]]
+"""Runs pieces through the live composition of a slot; gives their outputs and the release that it was."""
 
 
 class Batcher:
@@ -172,7 +170,7 @@ class Batcher:
         pieces = [piece for job in jobs for piece in job.pieces]
         begin = self._busy_since = time.monotonic()
         try:
-            logits, release = self._run(slot, pieces)
+            outputs, release = self._run(slot, pieces)
         except Exception as error:  # the thread goes on: each of the requests is told
             _LOG.exception("a batch of %s failed", slot)
             for job in jobs:
@@ -187,5 +185,5 @@ class Batcher:
             self._on_batch(len(pieces), seconds)
         at = 0
         for job in jobs:
-            job.future.set_result(Answered(logits[at : at + len(job.pieces)], release))
+            job.future.set_result(Answered(outputs[at : at + len(job.pieces)], release))
             at += len(job.pieces)

@@ -1,4 +1,4 @@
-"""The engine: one resident base for each architecture, and every released composition over it.
+"""The engine: one resident base, and every released composition over it, whatever its head.
 
 A release is *admitted* before it can answer: its SFTs are fetched, checked against the hashes that went through the
 gates, against the base and against the model, and kept packed. That happens in any thread and touches no model. The
@@ -7,16 +7,13 @@ thread of the queue alone switches and runs: it puts a composition in place, exa
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
@@ -27,9 +24,11 @@ from ltsft.methods.registry import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
 from ltsft.resident import Resident
 from ltsft.rules import RULES
-from ltsft.serving.answers import READERS, Piece, Reader
+from ltsft.serving.answers import Output, Piece, Reader
+from ltsft.serving.heads import with_head
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
+from ltsft.serving.readers import reader_of
 from ltsft.sft import SFT
 from ltsft.weights import largest_weight, weight_problem
 
@@ -47,7 +46,7 @@ class Admitted:
         release: what it is.
         reader: turns requests into pieces and logits into answers.
         parts: its SFTs, packed, with their weights; one that several releases have is there once.
-        model: the model with the release's head, over the shared encoder of `resident`.
+        model: the model with the head of its task SFT, over the shared encoder of `resident`.
         resident: the encoder.
     """
 
@@ -76,7 +75,8 @@ class Engine:
         self._base = base
         self._limits = limits
         self._on_switch = on_switch
-        self._residents: dict[tuple[str, str], Resident] = {}
+        self._residents: dict[str, Resident] = {}
+        self._models: WeakValueDictionary[tuple[str, str, str], PreTrainedModel] = WeakValueDictionary()
         self._packed: WeakValueDictionary[str, SFT] = WeakValueDictionary()
         self._unpacked = Unpacked(limits.unpacked_megabytes * 1_000_000)
         self._admitting = threading.Lock()
@@ -98,26 +98,24 @@ class Engine:
         composition = release.composition
         with self._admitting:
             self._check(composition)
-            reader = READERS[composition.objective](self._base, composition, self._limits)
-            resident = self._resident(reader, composition.rule)
+            reader = reader_of(composition, self._base.tokenizer, self._limits)
+            resident = self._resident(composition.rule)
             parts = tuple((self._fetched(part, source, resident), part.weight) for part in composition.parts)
             _refuse_huge(composition, parts)
-            return Admitted(release, reader, parts, _with_head(resident.model, composition, parts), resident)
+            model = self._model(composition, parts, reader, resident)
+            return Admitted(release, reader, parts, model, resident)
 
-    def run(self, admitted: Admitted, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Switch to a composition if another one is in place, and give the logits of each piece.
+    def run(self, admitted: Admitted, pieces: Sequence[Piece]) -> list[Output]:
+        """Switch to a composition if another one is in place, and give the output of each piece.
 
         Pieces of like length go through the model together. One thread at a time may call this.
         """
         self.put_in_place(admitted)  # not in inference mode: its buffers are written by other threads
-        found: list[Tensor | None] = [None] * len(pieces)
+        found: dict[int, Output] = {}
         with torch.inference_mode():
             for batch in _batches(pieces, self._limits):
-                inputs: dict[str, Any] = admitted.reader.collate([pieces[i] for i in batch])
-                logits = admitted.model(**inputs).logits
-                for row, i in enumerate(batch):
-                    found[i] = logits[row]
-        return [logits for logits in found if logits is not None]
+                found |= zip(batch, admitted.reader.forward(admitted.model, [pieces[i] for i in batch]), strict=True)
+        return [found[i] for i in range(len(pieces))]
 
     def put_in_place(self, admitted: Admitted) -> None:
         """Switch to a composition, unless it is in place. One thread at a time may call this."""
@@ -141,24 +139,30 @@ class Engine:
                     f"{composition.slot}: the composition belongs to the {what} with fingerprint {b} ({theirs.id}), "
                     f"but this server holds {a} ({mine.id}); start a server with that base"
                 )
-        if composition.objective not in READERS:
-            raise ReleaseError(
-                f"{composition.slot}: objective {composition.objective!r} cannot be served; allowed are "
-                f"{', '.join(sorted(READERS))}"
-            )
         if composition.rule not in RULES:
             raise ReleaseError(
                 f"{composition.slot}: composition rule {composition.rule!r} is unknown; allowed are "
                 f"{', '.join(sorted(RULES))}"
             )
 
-    def _resident(self, reader: Reader, rule: str) -> Resident:
-        place = reader.architecture, rule
-        if place not in self._residents:
-            model = reader.build_model(self._base)
+    def _resident(self, rule: str) -> Resident:
+        """Give the encoder that all releases of a rule share; it is that of a token classifier, which has no pooler."""
+        if rule not in self._residents:
+            model = self._base.token_classifier(("A", "B"), seed=0)
             model.eval()
-            self._residents[place] = Resident(model, base=self._base.ref, rule=rule, heads=False)
-        return self._residents[place]
+            self._residents[rule] = Resident(model, base=self._base.ref, rule=rule, heads=False)
+        return self._residents[rule]
+
+    def _model(
+        self, composition: Composition, parts: Sequence[Part], reader: Reader, resident: Resident
+    ) -> PreTrainedModel:
+        """Give the model with a release's head; releases of one task SFT share it."""
+        sft = _task_sft(composition, parts)
+        place = composition.objective, composition.rule, next(p.sha256 for p in composition.parts if p.kind == "task")
+        model = self._models.get(place)
+        if model is None:
+            model = self._models[place] = with_head(resident.model, sft, reader)
+        return model
 
     def _fetched(self, part: ComposedPart, source: ReleaseSource, resident: Resident) -> SFT:
         """Give an SFT, checked against the release, the base and the model; fetched once for all releases."""
@@ -185,37 +189,16 @@ def _refuse_huge(composition: Composition, parts: Iterable[Part]) -> None:
         )
 
 
-def _with_head(model: PreTrainedModel, composition: Composition, parts: Iterable[Part]) -> PreTrainedModel:
-    """Make a model that shares the encoder of `model` and has the head of the composition's task SFT."""
+def _task_sft(composition: Composition, parts: Iterable[Part]) -> SFT:
     found = [sft for sft, _ in parts if sft.kind == "task"]
     if len(found) != 1:
         raise ReleaseError(f"{composition.slot}: a composition has one task SFT, this one has {len(found)}")
-    sft = found[0]
-    if sft.labels != composition.labels:
+    if found[0].labels != composition.labels:
         raise ReleaseError(
             f"{composition.slot}: the labels of the composition ({', '.join(composition.labels)}) are not those of "
-            f"{sft.title} ({', '.join(sft.labels)}); promote it again"
+            f"{found[0].title} ({', '.join(found[0].labels)}); promote it again"
         )
-    config = copy.deepcopy(model.config)
-    config.id2label = dict(enumerate(sft.labels))
-    config.label2id = {label: i for i, label in enumerate(sft.labels)}
-    with torch.device("meta"):
-        shell: PreTrainedModel = type(model)(config)
-    setattr(shell, shell.base_model_prefix, model.base_model)
-    shell.eval()
-    missing = {name for name, value in shell.named_parameters() if value.is_meta}
-    for name in sorted(missing ^ sft.head.keys()):
-        raise CompositionError(f"{sft.title}: head {name} is {'missing' if name in missing else 'not in the model'}")
-    for name, value in sft.head.items():
-        owner, _, last = name.rpartition(".")
-        module: nn.Module = shell.get_submodule(owner)
-        wanted = getattr(module, last)
-        if wanted.shape != value.shape:
-            raise CompositionError(
-                f"{sft.title}: head {name}: shape {list(value.shape)}, but the model's is {list(wanted.shape)}"
-            )
-        setattr(module, last, nn.Parameter(value.float(), requires_grad=False))
-    return shell
+    return found[0]
 
 
 def _batches(pieces: Sequence[Piece], limits: Limits) -> Iterable[list[int]]:

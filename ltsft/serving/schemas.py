@@ -6,10 +6,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ltsft.release import Slot
 from ltsft.serving.answers import Input
-from ltsft.serving.service import Answer
+from ltsft.serving.results import Result
 
 __all__ = [
+    "AddressedPair",
+    "AddressedQuestion",
     "AddressedText",
     "AddressedWords",
     "Answers",
@@ -17,13 +20,13 @@ __all__ = [
     "BatchRequest",
     "Model",
     "Models",
+    "Pair",
     "Problem",
     "ProblemBody",
+    "Question",
     "Request",
-    "Result",
     "Text",
     "Texts",
-    "Word",
     "Words",
 ]
 
@@ -37,15 +40,15 @@ String = Annotated[str, Field(min_length=1, pattern=_VISIBLE)]
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def to_input(self) -> Input:
+        """Give what a reader takes."""
+        return Input.of(self.model_dump())
+
 
 class Text(_Body):
-    """A text as it is; it is split into words here."""
+    """A text as it is; where the target task is about words it is split here."""
 
     text: String = Field(examples=["Hetta er ein roynd."])
-
-    def to_input(self) -> Input:
-        """Give what the engine takes."""
-        return Input(text=self.text)
 
 
 class Words(_Body):
@@ -53,23 +56,38 @@ class Words(_Body):
 
     words: list[String] = Field(min_length=1, examples=[["Hetta", "er", "ein", "roynd", "."]])
 
-    def to_input(self) -> Input:
-        """Give what the engine takes."""
-        return Input(words=tuple(self.words))
+
+class Pair(_Body):
+    """Two texts that are classified together, such as a premise and a hypothesis."""
+
+    text: String = Field(examples=["Kettan svevur á borðinum."])
+    pair: String = Field(examples=["Kettan er vakin."])
+
+
+class Question(_Body):
+    """A question, and the text that is to hold the answer."""
+
+    question: String = Field(examples=["Hvar svevur kettan?"])
+    context: String = Field(examples=["Kettan svevur á borðinum."])
 
 
 class Texts(_Body):
     """Several texts of one language."""
 
-    inputs: list[Text | Words] = Field(min_length=1)
+    inputs: list[Text | Words | Pair | Question] = Field(min_length=1)
 
 
-Request = Text | Words | Texts
+Request = Text | Words | Pair | Question | Texts
 
 
 class _Addressed(_Body):
     target_task: str = Field(examples=["pos"])
     language: str = Field(examples=["fo"])
+
+    @property
+    def slot(self) -> Slot:
+        """What is asked."""
+        return Slot(self.language, self.target_task)
 
 
 class AddressedText(_Addressed, Text):
@@ -80,36 +98,18 @@ class AddressedWords(_Addressed, Words):
     """Words with their language."""
 
 
+class AddressedPair(_Addressed, Pair):
+    """Two texts with their language."""
+
+
+class AddressedQuestion(_Addressed, Question):
+    """A question with its language."""
+
+
 class BatchRequest(_Body):
     """Texts of several languages and target tasks."""
 
-    inputs: list[AddressedText | AddressedWords] = Field(min_length=1)
-
-
-class Word(BaseModel):
-    """A word with its label."""
-
-    text: str
-    start: int | None = Field(description="offset of its first character; null where the words were sent split")
-    end: int | None = Field(description="offset behind its last character")
-    label: str | None = Field(description="null where the base has no sub-word for it")
-    score: float | None = Field(description="probability of the label")
-
-
-class Result(BaseModel):
-    """The answer to one text."""
-
-    words: list[Word]
-    pieces: int = Field(description="more than 1 where the text was longer than the base takes at once")
-
-    @classmethod
-    def of(cls, answer: Answer) -> Result:
-        """Turn an answer into its JSON form."""
-        words = [
-            Word(text=word.text, start=word.start, end=word.end, label=word.label, score=word.score)
-            for word in answer.words
-        ]
-        return cls(words=words, pieces=answer.pieces)
+    inputs: list[AddressedText | AddressedWords | AddressedPair | AddressedQuestion] = Field(min_length=1)
 
 
 class Answers(BaseModel):
@@ -135,6 +135,7 @@ class Model(BaseModel):
     language: str
     version: int
     composition: str
+    takes: list[str] = Field(description="what a text of it may be", examples=[["text", "words"]])
     labels: list[str]
     base: str
     parts: list[str]

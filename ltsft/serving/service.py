@@ -9,16 +9,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from ltsft.errors import LtsftError
 from ltsft.release import Release, ReleaseSource, Slot
-from ltsft.serving.answers import Input, Piece, RefusedInputError, TaggedWord
+from ltsft.serving.answers import Input, Output, Piece, RefusedInputError
 from ltsft.serving.batching import Batcher, Job, TooLateError
 from ltsft.serving.bundle import Bundle
 from ltsft.serving.engine import Admitted, Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics
+from ltsft.serving.results import Result
 
 __all__ = ["Answer", "Service", "UnknownReleaseError"]
 
@@ -34,8 +33,7 @@ class UnknownReleaseError(LtsftError):
 class Answer:
     """The answer to one text, and the release that gave it."""
 
-    words: list[TaggedWord]
-    pieces: int
+    result: Result
     release: Release
 
 
@@ -155,6 +153,7 @@ class Service:
 
         Raises:
             UnknownReleaseError: nothing is released for one of them.
+            OtherFormError: a text is of another form than its target task takes.
             RefusedInputError: a text has no words or is too long.
             FullError: the queue is full.
             TooLateError: the time is over.
@@ -184,13 +183,13 @@ class Service:
             except TimeoutError as error:
                 raise TooLateError(self.limits.request_seconds) from error
             admitted: Admitted = answered.release
-            logits = iter(answered.logits)
+            outputs = iter(answered.outputs)
             for n in mine:
-                words = admitted.reader.read(prepared[n], [next(logits) for _ in prepared[n].pieces])
-                answers[n] = Answer(words, len(prepared[n].pieces), admitted.release)
+                result = admitted.reader.read(prepared[n], [next(outputs) for _ in prepared[n].pieces])
+                answers[n] = Answer(result, admitted.release)
         return [answers[n] for n in range(len(asked))]
 
-    def _run(self, slot: Slot, pieces: Sequence[Piece]) -> tuple[list[Tensor], Admitted]:
+    def _run(self, slot: Slot, pieces: Sequence[Piece]) -> tuple[list[Output], Admitted]:
         admitted = self.known_reader(slot)
         return self._engine.run(admitted, pieces), admitted
 

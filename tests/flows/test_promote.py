@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
@@ -124,7 +125,7 @@ def _mlflow_gives_what_a_server_gives(workspace: Workspace, uri: str, monkeypatc
     engine = Engine(load_base(workspace.base.id), limits=Limits())
     admitted = engine.admit(Release(1, registry.version(SLOT, 1).composition), registry)
     prepared = admitted.reader.prepare(Input(text=text))
-    words = admitted.reader.read(prepared, engine.run(admitted, prepared.pieces))
+    words = admitted.reader.read(prepared, engine.run(admitted, prepared.pieces)).words
     assert list(table["labels"][0]) == served[0]["labels"] == [word.label for word in words]
     assert list(table["scores"][0]) == [word.score for word in words]
     assert loaded.metadata.signature.inputs.input_names() == ["text", "words"]
@@ -189,8 +190,6 @@ def test_what_fails_a_gate_is_registered_but_not_live_and_says_why(
 
 
 def test_a_cell_keeps_the_outcome_of_every_test_sentence(finished_project: Path, opened: Open) -> None:
-    import numpy as np
-
     workspace = opened(finished_project)
     cell = workspace.tracker.find(workspace.plan.step("cell pos cc").product.key)
     assert cell is not None
@@ -203,27 +202,32 @@ def test_a_cell_keeps_the_outcome_of_every_test_sentence(finished_project: Path,
 def test_the_canary_tells_what_does_not_load_what_is_missing_and_what_answers_wrong(
     finished_project: Path, opened: Open
 ) -> None:
-    from tasks.canary import _problem, run_canary
+    from ltsft.columns import TaggedRow
+    from ltsft.serving.word_reader import TokenReader
+    from tasks.canary import compare, run_canary
 
     workspace = opened(finished_project)
+    rows = [TaggedRow(("a", "b"), ("NOUN", "VERB"), 1, "t", "a b"), TaggedRow(("c",), ("NOUN",), 4, "t", "c")]
+    outcomes = np.array([[2.0, 2.0], [1.0, 1.0]])
     dead = run_canary(
         "models:/nowhere/1",
         tracking_uri=workspace.tracker.tracking_uri,
-        sentences=[["a"]],
-        gold=[["NOUN"]],
-        correct=[1],
-        labels=("NOUN", "VERB"),
+        reader=TokenReader,
+        rows=rows,
+        outcomes=outcomes,
         timeout_seconds=120,
     )
     assert not dead.answered
     assert "a fresh process could not load it" in dead.message
-    gold = [["NOUN", "VERB"], ["NOUN"]]
-    assert _problem([["NOUN", "VERB"], ["NOUN"]], gold, [2, 1], ("NOUN", "VERB")) == ""
-    assert "labelled 2 words" in _problem([["NOUN"], ["NOUN"]], gold, [2, 1], ("NOUN", "VERB"))
-    assert "'ADV', which is not in the label set" in _problem(
-        [["ADV", "VERB"], ["NOUN"]], gold, [2, 1], ("NOUN", "VERB")
-    )
-    assert "0 of 3 words are right" in _problem([["VERB", "NOUN"], ["VERB"]], gold, [2, 1], ("NOUN", "VERB"))
+
+    def told(*labels: list[str]) -> str:
+        return compare([{"labels": row} for row in labels], TokenReader, rows, outcomes)
+
+    assert told(["NOUN", "VERB"], ["NOUN"]) == ""
+    assert told(["NOUN", "VERB"]) == "it answered 1 rows instead of 2"
+    assert told(["NOUN"], ["NOUN"]) == "its answer to row 0 is none: it labelled 1 words instead of 2"
+    assert "its answer to row 0 is none" in compare([{}, {}], TokenReader, rows, outcomes)
+    assert told(["VERB", "NOUN"], ["VERB"]).startswith("3 of 3 that are counted came out otherwise")
 
 
 def test_exports_and_bundles_come_from_the_command(

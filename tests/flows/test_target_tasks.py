@@ -8,13 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from ltsft.config import ProjectRef
 from ltsft.objectives.biaffine import load_parser
 from ltsft.objectives.registry import OBJECTIVES
+from ltsft.release import Slot
+from ltsft.serving.app import create_app
+from ltsft.serving.engine import Engine
+from ltsft.serving.limits import Limits
+from ltsft.serving.metrics import Metrics
+from ltsft.serving.readers import READERS
+from ltsft.serving.service import Service
 from ltsft.toy import ToyConfig, write_family
 from tasks.matrix import read_matrix
+from tasks.registry import Registry
+from tasks.training import labelled_rows
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -60,7 +71,11 @@ def project_file(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_target_task(
-    project_file: Path, rerun: Callable[[Path], Any], opened: Callable[[Path], Workspace], tmp_path: Path
+    project_file: Path,
+    rerun: Callable[[Path], Any],
+    opened: Callable[[Path], Workspace],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entities = project_file.parent / "data" / "entities" / "qaa" / "train.conll.gz"
     sound = entities.read_bytes()
@@ -100,6 +115,8 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
     assert sizes["pos"] == sizes["dp"] == words
     assert (sizes["nli"], sizes["qa"]) == (30, 10)
 
+    _every_target_task_is_released_and_answers_as_it_was_scored(project_file, workspace, monkeypatch)
+
     from typer.testing import CliRunner
 
     from ltsft.cli import app
@@ -110,3 +127,47 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert load_parser(out).config.id2label[0] == "advcl"
+
+
+def _every_target_task_is_released_and_answers_as_it_was_scored(
+    file: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Promote all cells (the canary asks in this process), and ask a server every row of the test sets."""
+    from fastapi.testclient import TestClient
+
+    from flows.promote import promote
+    from tasks import canary
+    from tasks.tracking import predict_rows
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace.tracker.tracking_uri)
+    monkeypatch.setattr(canary, "_ask", lambda uri, _, rows, __: predict_rows(uri, rows))
+    loose = ("gates.release.min_score=0.0", "gates.release.min_over_majority=-1.0")
+    state = promote(ProjectRef(file=str(file), overrides=loose), return_state=True)
+    assert state.is_completed(), state.message
+    registry = Registry(workspace.tracker, workspace.project.name)
+    live = registry.live()
+    assert len(live) == 10
+    assert live[Slot("qaa", "qa")].composition.labels == ()
+    assert live[Slot("qaa", "nli")].composition.takes_pairs
+
+    service = Service(Engine(workspace.base, limits=Limits()), registry, limits=Limits(), metrics=Metrics())
+    service.start()
+    client = TestClient(create_app(service))
+    try:
+        for slot, release in live.items():
+            target = workspace.project.target_tasks[slot.target_task]
+            reader, rows = READERS[target.objective], labelled_rows(target, target.test[slot.language])
+            cell = workspace.tracker.find(workspace.plan.step(f"cell {slot}").product.key)
+            assert cell is not None
+            wanted = np.load(workspace.tracker.download(cell.run_id, "outcomes/seed-1.npy"), allow_pickle=False)
+            found = []
+            for at in range(0, len(rows), 16):
+                body = {"inputs": [reader.asked(row).as_row() for row in rows[at : at + 16]]}
+                answer = client.post(f"/v1/{slot.target_task}/{slot.language}", json=body)
+                assert answer.status_code == 200, answer.text
+                found += [service.live[slot].reader.result.model_validate(r) for r in answer.json()["results"]]
+            outcomes = [reader.right(row, one.columns()) for row, one in zip(rows, found, strict=True)]
+            np.testing.assert_allclose(outcomes, wanted, atol=1e-6, err_msg=str(slot))
+            assert release.version == 1
+    finally:
+        service.close()

@@ -43,6 +43,6 @@ def test_a_model_that_gives_other_logits_is_not_exported(
     base = load_base(str(tiny_base))
     model = base.token_classifier(("A", "B"), seed=1)
     monkeypatch.setattr(onnx_export, "_TOLERANCE", 0.0)
-    with pytest.raises(CompositionError, match="the ONNX model gives other logits than PyTorch"):
+    with pytest.raises(CompositionError, match="the ONNX model gives other outputs than PyTorch"):
         export_onnx(model, base.tokenizer, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()

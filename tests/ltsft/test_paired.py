@@ -56,11 +56,26 @@ def test_a_model_is_exactly_as_good_as_itself_and_the_figures_repeat() -> None:
     assert first == second
 
 
+def test_an_f1_whose_denominators_two_models_do_not_share_is_compared_as_a_whole() -> None:
+    rng = np.random.default_rng(2)
+    gold = rng.integers(0, 4, 300)
+    a, b = (np.stack([2 * rng.binomial(gold, p), gold + rng.integers(0, 5, 300)], axis=1) for p in (0.8, 0.6))
+
+    found = paired_bootstrap(a, b, confidence=0.95, resamples=4_000)
+
+    differences = []
+    for _ in range(4_000):
+        drawn = rng.integers(0, 300, 300)
+        differences.append(a[drawn, 0].sum() / a[drawn, 1].sum() - b[drawn, 0].sum() / b[drawn, 1].sum())
+    assert found.difference == pytest.approx(a[:, 0].sum() / a[:, 1].sum() - b[:, 0].sum() / b[:, 1].sum())
+    assert found.lower == pytest.approx(np.quantile(differences, 0.05), abs=0.1 * np.std(differences))
+    assert found.standard_error == pytest.approx(np.std(differences), rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("candidate", "champion", "message"),
     [
         (CANDIDATE, CHAMPION[:3], "same sentences"),
-        (CANDIDATE, CHAMPION + np.array([0, 1]), "what was counted differs"),
         (CANDIDATE[:0], CHAMPION[:0], "same sentences"),
         (CANDIDATE * np.array([1, 0]), CHAMPION * np.array([1, 0]), "nothing was counted"),
     ],

@@ -130,9 +130,9 @@ def test_an_answer_lies_in_the_context_and_ends_after_it_begins(base: Base) -> N
     starts[1], ends[2] = 99.0, 99.0  # in the question
     late, early = window.end, window.start - 1
     starts[late], ends[early], ends[late] = 5.0, 7.0, 4.0
-    score, text = best_span(window, starts, ends)
-    assert score == 9.0
-    assert text == CONTEXT[slice(*window.offsets[late])]
+    found = best_span(window, starts, ends)
+    assert (found.score, found.first, found.last) == (9.0, late, late)
+    assert found.text == CONTEXT[found.start : found.end] == CONTEXT[slice(*window.offsets[late])]
 
 
 def test_bad_questions_are_told_by_line_and_slipped_answers_are_counted(tmp_path: Path) -> None:

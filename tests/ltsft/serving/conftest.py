@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltsft.base import Base, load_base
+from ltsft.base import Base, load_base, parameter_roles
 from ltsft.errors import ServiceError
 from ltsft.files import read_manifest, save_sft
+from ltsft.objectives.registry import OBJECTIVES
 from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
@@ -20,6 +21,14 @@ from ltsft.serving.service import Service
 from ltsft.sft import SFT, Diff
 
 LABELS = {"pos": ("NOUN", "VERB", "ADJ", "PUNCT"), "coarse": ("CONTENT", "OTHER")}
+KINDS = {
+    "dp": ("dp", ("nsubj", "obj", "root", "punct")),
+    "ner": ("ner", ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")),
+    "mood": ("classification", ("good", "bad", "neither")),
+    "nli": ("classification", ("entailment", "neutral", "contradiction")),
+    "qa": ("qa", ()),
+}
+"""Target tasks of other kinds: (objective, labels)."""
 LANGUAGES = ("aa", "bb", "cc")
 
 
@@ -56,20 +65,18 @@ def make_part(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     folder = tmp_path_factory.mktemp("sfts")
 
     def make(kind: str, subject: str, *, seed: int) -> tuple[Path, ComposedPart]:
-        labels = LABELS[subject] if kind == "task" else ()
-        model = base.token_classifier(labels or ("A", "B"), seed=0)
+        objective, labels = KINDS.get(subject, ("pos", LABELS.get(subject, ())))
         generator = torch.Generator().manual_seed(seed)
         diffs = {}
-        for name, parameter in model.base_model.named_parameters():
+        for name, parameter in base.token_classifier(("A", "B"), seed=0).base_model.named_parameters():
             support = torch.nonzero(torch.rand(parameter.numel(), generator=generator) < 0.2).flatten().int()
             values = 0.3 * torch.randn(len(support), generator=generator)
             diffs[name] = Diff(indices=support, values=values, shape=tuple(parameter.shape))
         head = {}
-        if labels:
-            head = {
-                "classifier.weight": torch.randn(len(labels), 32, generator=generator),
-                "classifier.bias": torch.randn(len(labels), generator=generator),
-            }
+        if kind == "task":
+            model = OBJECTIVES[objective].new_model(base, labels, seed=0)
+            found = parameter_roles(model).head
+            head = {name: torch.randn(p.shape, generator=generator) for name, p in sorted(found.items())}
         sft = SFT(
             kind=kind,  # type: ignore[arg-type]
             subject=subject,
@@ -95,8 +102,9 @@ def make_composition(base: Base) -> Callable[..., Composition]:
         return Composition(
             language=language,
             target_task=target_task,
-            objective="pos",
-            labels=LABELS[target_task],
+            objective=KINDS.get(target_task, ("pos", ()))[0],
+            labels=KINDS[target_task][1] if target_task in KINDS else LABELS[target_task],
+            takes_pairs=target_task == "nli",
             max_length=max_length,
             base=ComposedBase(**asdict(base.ref), location="base"),
             parts=parts,
@@ -135,6 +143,31 @@ def shelf(stock: tuple[dict[tuple[str, str, int], Composition], dict[str, Path]]
         if version == 1:
             found.put(composition, version)
     return found
+
+
+@pytest.fixture(scope="session")
+def kinds(
+    make_part: Callable[..., tuple[Path, ComposedPart]], make_composition: Callable[..., Composition]
+) -> tuple[list[Composition], dict[str, Path]]:
+    """A composition of every other kind of target task in two languages, and the folders of their SFTs."""
+    languages = {code: make_part("language", code, seed=i) for i, code in enumerate(LANGUAGES[:2], 1)}
+    targets = {name: make_part("task", name, seed=100 + i) for i, name in enumerate(KINDS)}
+    folders = {part.sha256: path for path, part in (*languages.values(), *targets.values())}
+    made = [
+        make_composition(code, name, languages[code][1], targets[name][1], max_length=32)
+        for code in languages
+        for name in KINDS
+    ]
+    return made, folders
+
+
+@pytest.fixture
+def full_shelf(shelf: Shelf, kinds: tuple[list[Composition], dict[str, Path]]) -> Shelf:
+    """Version 1 of target tasks of every kind is live."""
+    for composition in kinds[0]:
+        shelf.put(composition, 1)
+    shelf.folders |= kinds[1]
+    return shelf
 
 
 @pytest.fixture

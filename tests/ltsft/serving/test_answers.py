@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,15 +12,21 @@ from hypothesis import strategies as st
 
 from ltsft.base import Base
 from ltsft.objectives.token_classification import TokenClassification
-from ltsft.serving.answers import Input, RefusedInputError, TokenReader
+from ltsft.release import ComposedPart, Composition
+from ltsft.serving.answers import Input, RefusedInputError
 from ltsft.serving.limits import Limits
+from ltsft.serving.word_reader import TokenReader
 from ltsft.serving.words import split_words
 
 LABELS = ("NOUN", "VERB", "ADJ", "PUNCT")
+PART = ComposedPart(kind="task", subject="task pos", key="0" * 64, sha256="0" * 64, run_id="r")
 
 
-def reader(base: Base, **limits: object) -> TokenReader:
-    return TokenReader(base.tokenizer, labels=LABELS, max_length=16, limits=Limits.model_validate(limits))
+@pytest.fixture
+def reader(base: Base, make_composition: Callable[..., Composition]) -> Callable[..., TokenReader]:
+    """Make the reader of words for texts of at most 16 sub-words."""
+    composition = make_composition("aa", "pos", PART, max_length=16)
+    return lambda **limits: TokenReader(base.tokenizer, composition, Limits.model_validate(limits))
 
 
 def words_of(text: str) -> list[str]:
@@ -52,11 +59,13 @@ def test_words_lie_in_order_and_nothing_but_white_space_is_left_out(text: str) -
     assert not text[at:].strip()
 
 
-def test_pieces_are_those_that_the_objective_trains_and_scores_on(base: Base) -> None:
+def test_pieces_are_those_that_the_objective_trains_and_scores_on(
+    base: Base, reader: Callable[..., TokenReader]
+) -> None:
     words = ["bako", "dedas", "gilik", "."] * 9
     objective = TokenClassification(base.tokenizer, labels=LABELS, max_length=16)
 
-    prepared = reader(base).prepare(Input(words=tuple(words)))
+    prepared = reader().prepare(Input(words=tuple(words)))
 
     expected = objective.encode([(words, ["NOUN"] * len(words))])
     assert len(expected) > 2
@@ -65,13 +74,15 @@ def test_pieces_are_those_that_the_objective_trains_and_scores_on(base: Base) ->
     assert [list(piece.firsts) for piece in prepared.pieces] == places
 
 
-def test_each_word_gets_the_best_label_at_its_first_subword_over_all_pieces(base: Base) -> None:
-    tagger = reader(base)
+def test_each_word_gets_the_best_label_at_its_first_subword_over_all_pieces(
+    base: Base, reader: Callable[..., TokenReader]
+) -> None:
+    tagger = reader()
     prepared = tagger.prepare(Input(text="bako  dedas\n" * 8))
     torch.manual_seed(0)
     logits = [torch.randn(len(piece.input_ids), len(LABELS)) for piece in prepared.pieces]
 
-    answer = tagger.read(prepared, logits)
+    answer = tagger.read(prepared, [(values,) for values in logits]).words
 
     assert [word.text for word in answer] == ["bako", "dedas"] * 8
     assert (answer[2].start, answer[2].end) == (12, 16)
@@ -85,18 +96,18 @@ def test_each_word_gets_the_best_label_at_its_first_subword_over_all_pieces(base
     assert at == len(answer)
 
 
-def test_a_word_without_a_subword_has_no_label(base: Base) -> None:
-    tagger = reader(base)
+def test_a_word_without_a_subword_has_no_label(base: Base, reader: Callable[..., TokenReader]) -> None:
+    tagger = reader()
     prepared = tagger.prepare(Input(words=("bako", " ", ".")))
-    answer = tagger.read(prepared, [torch.zeros(len(prepared.pieces[0].input_ids), 4)])
+    answer = tagger.read(prepared, [(torch.zeros(len(prepared.pieces[0].input_ids), 4),)]).words
     assert (answer[1].label, answer[1].score) == (None, None)
     assert answer[2].label is not None
 
 
-def test_what_cannot_be_answered_is_refused_with_the_bound(base: Base) -> None:
+def test_what_cannot_be_answered_is_refused_with_the_bound(base: Base, reader: Callable[..., TokenReader]) -> None:
     with pytest.raises(RefusedInputError, match="has no words"):
-        reader(base).prepare(Input(text=" \n"))
+        reader().prepare(Input(text=" \n"))
     with pytest.raises(RefusedInputError, match="has 5 words, at most 4 are allowed"):
-        reader(base, max_words=4).prepare(Input(text="a b c d e"))
+        reader(max_words=4).prepare(Input(text="a b c d e"))
     with pytest.raises(RefusedInputError, match="longer than the 16 sub-words"):
-        reader(base, long_texts="refuse").prepare(Input(text="bako dedas " * 20))
+        reader(long_texts="refuse").prepare(Input(text="bako dedas " * 20))

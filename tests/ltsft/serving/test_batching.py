@@ -15,6 +15,7 @@ from ltsft.release import Slot
 from ltsft.serving.answers import Piece
 from ltsft.serving.batching import Batcher, FullError, Job, TooLateError
 from ltsft.serving.limits import Limits
+from ltsft.serving.word_reader import TokenPiece
 
 A, B, C = (Slot(code, "pos") for code in ("aa", "bb", "cc"))
 
@@ -61,7 +62,7 @@ def make(runner: Runner) -> Iterator[Callable[..., Batcher]]:
 
 
 def job(slot: Slot, *lengths: int, seconds: float = 30.0) -> Job:
-    pieces = [Piece(tuple(range(length)), (1,)) for length in lengths or (3,)]
+    pieces = [TokenPiece(tuple(range(length)), (1,)) for length in lengths or (3,)]
     return Job(slot, pieces, time.monotonic() + seconds)
 
 
@@ -85,7 +86,7 @@ def test_waiting_requests_of_one_composition_go_together_and_get_their_own_logit
 
     answers = [one.future.result(10) for one in jobs]
 
-    assert [[int(x) for x in a.logits] for a in answers] == [[2], [3], [4, 5], [6], [7]]
+    assert [[int(x) for x in a.outputs] for a in answers] == [[2], [3], [4, 5], [6], [7]]
     assert [a.release for a in answers] == [A, B, A, B, A]
     assert runner.batches == [(A, 1), (A, 4), (B, 2)]
     assert len(runner.threads) == 1

@@ -35,7 +35,7 @@ def offline(base: Base, admitted: Admitted, shelf: Any, pieces: list[Any]) -> to
     model = base.token_classifier(composition.labels, seed=3).eval()
     parts = [(load_sft(shelf.fetch(part)), part.weight) for part in composition.parts]
     with composed(model, parts, base=base.ref, rule=composition.rule), torch.inference_mode():
-        return model(**admitted.reader.collate(pieces)).logits
+        return torch.stack([row for (row,) in admitted.reader.forward(model, pieces)])
 
 
 def test_answers_have_the_bits_of_the_offline_composition_after_any_order_of_switches(
@@ -52,7 +52,7 @@ def test_answers_have_the_bits_of_the_offline_composition_after_any_order_of_swi
     for admitted in order:
         pieces, wanted = expected[admitted]
         given = engine.run(admitted, pieces)
-        assert torch.equal(torch.stack(given), wanted), admitted.release.slot
+        assert torch.equal(torch.stack([row for (row,) in given]), wanted), admitted.release.slot
     assert len({wanted.numpy().tobytes() for _, wanted in expected.values()}) == len(ready)
 
 
@@ -72,7 +72,8 @@ def test_a_composition_by_another_rule_and_weights_is_served_exactly_beside_the_
     pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
     pieces.sort(key=lambda piece: len(piece.input_ids))
     for one in (admitted, plain, admitted):
-        assert torch.equal(torch.stack(engine.run(one, pieces)), offline(base, one, shelf, pieces))
+        given = torch.stack([row for (row,) in engine.run(one, pieces)])
+        assert torch.equal(given, offline(base, one, shelf, pieces))
     unknown = tuple(part.model_copy(update={"weight": {"layr.0": 0.5}}) for part in parts)
     with pytest.raises(CompositionError, match="matches no parameter"):
         engine.admit(_with(changed, parts=unknown), shelf)
@@ -82,8 +83,8 @@ def test_alone_or_in_a_batch_a_text_gets_the_same_answer_within_rounding(engine:
     admitted = admitted_all(engine, shelf)[0]
     pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
     together = engine.run(admitted, pieces)
-    for piece, logits in zip(pieces, together, strict=True):
-        alone = engine.run(admitted, [piece])[0]
+    for piece, (logits,) in zip(pieces, together, strict=True):
+        [(alone,)] = engine.run(admitted, [piece])
         torch.testing.assert_close(logits[: len(piece.input_ids)], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -161,7 +162,7 @@ def test_an_artifact_that_is_not_what_was_released_is_refused_and_the_others_ans
     fresh = Engine(engine.base, limits=Limits())
     with pytest.raises(error, match=message):
         fresh.admit(release, shelf)
-    assert torch.equal(engine.run(other, pieces)[0], before[0])
+    assert torch.equal(engine.run(other, pieces)[0][0], before[0][0])
 
 
 def _with(composition: Composition, **change: Any) -> Release:

@@ -39,7 +39,7 @@ def test_a_release_and_a_rollback_answer_from_the_next_request_on(make_service: 
     service.refresh()
     second = ask(service, (POS, "bako dedas ."))[0]
     assert second.release.version == 2
-    assert [w.score for w in second.words] != [w.score for w in first.words]
+    assert [w.score for w in second.result.words] != [w.score for w in first.result.words]
     assert version(service, Slot("bb", "pos")) == 1
 
     shelf.put(stock[0]["aa", "pos", 1], 1)
@@ -143,5 +143,5 @@ def test_texts_of_one_request_are_answered_by_one_release(make_service: Make, sh
 
     answers = asyncio.run(release_in_between())
     assert len({answer.release.version for answer in answers}) == 1
-    assert len({tuple(w.score for w in answer.words) for answer in answers}) == 1
+    assert len({tuple(w.score for w in answer.result.words) for answer in answers}) == 1
     assert version(service) == 2

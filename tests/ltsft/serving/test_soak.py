@@ -77,7 +77,7 @@ def expected_answers(engine: Engine, shelf: Any, stock: Any) -> dict[tuple[str, 
         admitted = engine.admit(Release(number, composition), shelf)
         for text in TEXTS:
             prepared = admitted.reader.prepare(Input(text=text))
-            words = admitted.reader.read(prepared, engine.run(admitted, prepared.pieces))
+            words = admitted.reader.read(prepared, engine.run(admitted, prepared.pieces)).words
             found[composition.key, text] = [(str(w.label), float(w.score or 0)) for w in words]
     return found
 
