@@ -37,6 +37,7 @@ class Method(ABC):
         phases: sections of the recipe that it uses, of "full" and "sparse".
         has_languages: whether there are language SFTs, which its compositions are made of.
         has_rounds: whether a recipe may have several iterations, each of which selects a share of K.
+        is_stacked: whether its product is modules that stay modules when SFTs are composed, and so no diff.
         settings: which of the settings that only some methods have it has.
     """
 
@@ -45,6 +46,7 @@ class Method(ABC):
     phases: ClassVar[tuple[str, ...]] = ("full", "sparse")
     has_languages: ClassVar[bool] = True
     has_rounds: ClassVar[bool] = True
+    is_stacked: ClassVar[bool] = False
     settings: ClassVar[frozenset[str]] = frozenset()
 
     def problems(self, recipe: Recipe) -> list[str]:
@@ -72,14 +74,10 @@ class AdapterMethod(Method):
     """A method whose product is a few whole tensors, of modules that are trained beside the encoder's weights.
 
     Everything trains in one phase, with the settings of `full`.
-
-    Attributes:
-        is_stacked: whether the modules stay modules when SFTs are composed; if not, they are added to the weights.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("full",)
     has_rounds: ClassVar[bool] = False
-    is_stacked: ClassVar[bool] = False
 
     @abstractmethod
     def attach(
