@@ -1,5 +1,7 @@
 """Evaluate the language matrix: score every cell whose parts changed, put all cells together, report.
 
+An experiment has some cells scored that are not those of the project's own matrix, and reports them itself.
+
 Reads the SFTs and the test sets; writes one MLflow run for each new cell and one for the matrix, with figures and a
 page. Locally: ``ltsft run PROJECT``.
 """
@@ -13,21 +15,24 @@ from prefect.logging import get_run_logger
 
 from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
-from ltsft.plan import Step, cell_subject
+from ltsft.plan import Step
 from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, score_cell
-from tasks.matrix import matrix_key, matrix_parts
+from tasks.matrix import gaps, matrix_key, matrix_parts, read_matrix
 from tasks.progress import show
 from tasks.validation import validate_test
 from tasks.workspace import Workspace, open_workspace
 
 
 @flow(name="evaluate-matrix", flow_run_name="evaluate-matrix {project.file}", validate_parameters=True)
-def evaluate_matrix(project: ProjectRef, failures: Mapping[str, str] | None = None) -> dict[str, str]:
+def evaluate_matrix(
+    project: ProjectRef, failures: Mapping[str, str] | None = None, only: list[str] | None = None
+) -> dict[str, str]:
     """Score what is not up to date and report the whole matrix.
 
     Args:
         project: the project.
         failures: by subject of an SFT, why it could not be made; shown in the gaps of the matrix.
+        only: subjects of the cells to score, of which no matrix is reported; all of them, and the matrix, when None.
 
     Returns:
         The gaps: by subject of the cell, why it has no score.
@@ -35,6 +40,8 @@ def evaluate_matrix(project: ProjectRef, failures: Mapping[str, str] | None = No
     workspace = open_workspace(project)
     reasons = dict(failures or {})
     for step in workspace.plan.of_kind("cell"):
+        if only is not None and step.product.subject not in only:
+            continue
         if step.is_up_to_date or any(workspace.run_of(need) is None for need in step.product.needs):
             continue
         show(step.product.subject)
@@ -43,10 +50,12 @@ def evaluate_matrix(project: ProjectRef, failures: Mapping[str, str] | None = No
         except LtsftError as error:
             get_run_logger().error("%s has no score: %s", step.product.subject, error)
             reasons[step.product.subject] = str(error)
+    if only is not None:
+        return {subject: reason for subject, reason in gaps(read_matrix(workspace, reasons)).items() if subject in only}
     show("matrix")
     scored = assemble_matrix(workspace, reasons)
     _report(workspace, scored)
-    return {cell_subject(c.target_task, c.language): c.reason for c in scored.matrix.cells if c.is_gap}
+    return gaps(scored.matrix)
 
 
 def _score(workspace: Workspace, step: Step) -> None:

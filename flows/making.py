@@ -5,7 +5,9 @@ Which of the two is a setting of the deployment (``LTSFT_TRAININGS``); what is m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from prefect.client.schemas.objects import State
@@ -19,7 +21,7 @@ from ltsft.config import Project, ProjectRef
 from ltsft.errors import LtsftError
 from ltsft.plan import Step
 from tasks.launching import Launch, launch_all
-from tasks.matrix import read_matrix
+from tasks.matrix import gaps, read_matrix
 from tasks.progress import show
 from tasks.settings import read_settings
 from tasks.workspace import open_workspace
@@ -35,8 +37,16 @@ class Making(Protocol):
         """Make the SFTs of these steps, each after those that it needs."""
         ...
 
-    def evaluate(self, project: ProjectRef, failures: Mapping[str, str]) -> Failures:
-        """Score what is not up to date and report the matrix; gives its gaps."""
+    def evaluate(
+        self, project: ProjectRef, failures: Mapping[str, str], *, only: Sequence[str] | None = None
+    ) -> Failures:
+        """Score what is not up to date and report the matrix; gives its gaps.
+
+        Args:
+            project: the project.
+            failures: by subject of an SFT, why it could not be made.
+            only: subjects of the cells to score, without a report; None for all of them.
+        """
         ...
 
 
@@ -64,8 +74,10 @@ class _Here:
                 failures[subject] = _why(state)
         return failures
 
-    def evaluate(self, project: ProjectRef, failures: Mapping[str, str]) -> Failures:
-        state: State[Any] = evaluate_matrix(project, failures, return_state=True)
+    def evaluate(
+        self, project: ProjectRef, failures: Mapping[str, str], *, only: Sequence[str] | None = None
+    ) -> Failures:
+        state: State[Any] = evaluate_matrix(project, failures, None if only is None else list(only), return_state=True)
         return state.result() if state.is_completed() else {"matrix": _why(state)}
 
     def _start(self, step: Step, project: ProjectRef) -> State[Any]:
@@ -84,15 +96,20 @@ class _AsDeployments:
         opened = open_workspace(project).project
         return self._launch([self._launch_of(step, project, opened, made) for step in steps])
 
-    def evaluate(self, project: ProjectRef, failures: Mapping[str, str]) -> Failures:
-        parameters = {"project": project.model_dump(mode="json"), "failures": dict(failures)}
-        failed = self._launch(
-            [Launch("evaluate-matrix/evaluate-matrix", "matrix", f"matrix-of-{flow_run.get_id()}", parameters)]
-        )
+    def evaluate(
+        self, project: ProjectRef, failures: Mapping[str, str], *, only: Sequence[str] | None = None
+    ) -> Failures:
+        parameters: dict[str, Any] = {"project": project.model_dump(mode="json"), "failures": dict(failures)}
+        key = f"matrix-of-{flow_run.get_id()}"
+        if only is not None:
+            parameters["only"] = list(only)
+            told = json.dumps(parameters, sort_keys=True).encode()
+            key += f"-{hashlib.sha256(told).hexdigest()[:16]}"  # an experiment has many such runs
+        failed = self._launch([Launch("evaluate-matrix/evaluate-matrix", "matrix", key, parameters)])
         if failed:
             return failed
-        matrix = read_matrix(open_workspace(project), failures)
-        return {f"cell {cell.target_task} {cell.language}": cell.reason for cell in matrix.cells if cell.is_gap}
+        found = gaps(read_matrix(open_workspace(project), failures))
+        return {subject: reason for subject, reason in found.items() if only is None or subject in only}
 
     def _launch(self, launches: Sequence[Launch]) -> Failures:
         settings = read_settings()
@@ -109,6 +126,17 @@ class _AsDeployments:
         variables = {"gpu_count": processes} if processes > 1 else {}
         key = f"{opened.name}:{product.key}"
         return Launch(f"{name}/{name}", product.subject, key, parameters, needs, variables)
+
+
+def make_cells(make: Making, project: ProjectRef, cells: Iterable[str]) -> Failures:
+    """Make some cells of a project and everything that they are made from; give what could not be made, and why."""
+    wanted = set(cells)
+    plan = open_workspace(project).plan
+    needed = plan.with_needs(wanted)
+    stale = [step for step in plan.steps if step.product.subject in needed and not step.is_up_to_date]
+    failures = make.train(project, [step for step in stale if step.product.kind != "cell"])
+    unscored = [step.product.subject for step in stale if step.product.kind == "cell"]
+    return failures | (make.evaluate(project, failures, only=unscored) if unscored else {})
 
 
 def _why(state: State[Any]) -> str:

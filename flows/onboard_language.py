@@ -45,8 +45,4 @@ def _row(plan: Plan, language: str) -> set[str]:
     wanted = {step.product.subject for step in plan.of_kind("cell") if step.product.language == language}
     if plan.of_kind("language") or not wanted:
         wanted.add(plan.step(language_subject(language)).product.subject)
-    while True:
-        needed = {need for subject in wanted for need in plan.step(subject).product.needs}
-        if needed <= wanted:
-            return wanted
-        wanted |= needed
+    return plan.with_needs(wanted)

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ltsft.cli_experiments import experimenting
 from ltsft.cli_release import releasing
 from ltsft.config import ProjectRef
 from ltsft.console import (
@@ -35,10 +36,12 @@ from ltsft.console import (
 
 if TYPE_CHECKING:
     from ltsft.matrix import Matrix
+    from ltsft.weights import Weight
     from tasks.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
+app.add_typer(experimenting)
 app.add_typer(releasing)
 
 
@@ -247,11 +250,14 @@ def compare(
 @app.command()
 def compose(
     sfts: Annotated[
-        list[str], typer.Argument(help="SFT folders in order, each with an optional weight: FOLDER or FOLDER@0.5")
+        list[str],
+        typer.Argument(
+            help="SFT folders in order, each with an optional weight: FOLDER@0.5, FOLDER@embeddings=0.5,layer.0=0.8"
+        ),
     ],
     base: Annotated[str, typer.Option("--base", help="The base: a folder, or a hub id as id@revision.")],
     out: Annotated[Path, typer.Option(help="The folder to write: an ordinary Hugging Face folder.")],
-    rule: Annotated[str, typer.Option(help="How the diffs are put together.")] = "sum",
+    rule: Annotated[str, typer.Option(help="How the diffs are put together: sum, ties or ties_sum.")] = "sum",
 ) -> None:
     """Compose base + SFTs and write the result as an ordinary Hugging Face folder."""
     with told_errors():
@@ -305,14 +311,11 @@ def toy(folder: Annotated[Path, typer.Argument(help="Where the artificial family
         make_toy(folder, on_progress=lambda message: console().print(message))
 
 
-def _weighted(argument: str) -> tuple[str, float]:
+def _weighted(argument: str) -> tuple[str, Weight]:
+    from ltsft.weights import parse_weight
+
     folder, separator, weight = argument.rpartition("@")
-    if not separator or Path(argument).exists():
-        return argument, 1.0
-    try:
-        return folder, float(weight)
-    except ValueError:
-        fail(f"the weight of {folder} must be a number, got {weight!r}")
+    return (argument, 1.0) if not separator or Path(argument).exists() else (folder, parse_weight(weight))
 
 
 def _id_and_revision(base: str) -> tuple[str, str | None]:

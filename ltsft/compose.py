@@ -8,7 +8,7 @@ the next in one model (the matrix, a server) uses `Resident` of `ltsft.resident`
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +20,10 @@ from ltsft.errors import CompositionError
 from ltsft.files import flush_folder, fresh_folder
 from ltsft.fitting import named
 from ltsft.methods.registry import as_diffs
-from ltsft.resident import RULES, Part, Piece, Resident, Rule
+from ltsft.resident import Part, Resident
+from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import BaseRef
+from ltsft.weights import shown_weight
 
 __all__ = ["COMPOSITION_FILE", "RULES", "Part", "Piece", "Resident", "Rule", "composed", "export_composition"]
 
@@ -120,7 +122,12 @@ def export_composition(
             "base": asdict(base),
             "rule": rule,
             "parts": [
-                {"kind": sft.kind, "subject": sft.subject, "weight": float(weight), "density": sft.density}
+                {
+                    "kind": sft.kind,
+                    "subject": sft.subject,
+                    "weight": dict(weight) if isinstance(weight, Mapping) else float(weight),
+                    "density": sft.density,
+                }
                 for sft, weight in parts
             ],
         }
@@ -160,7 +167,7 @@ def _export_card(parts: Sequence[Part], base: BaseRef, rule: str, own_head: str 
             f"its head is not one of transformers' ({own_head}): load it with\n"
             "`ltsft.objectives.biaffine.load_parser`. The folder holds weights and settings alone, no code."
         )
-    added = [f"| {sft.kind} | `{sft.subject}` | {weight:g} | {sft.density:.4g} |" for sft, weight in parts]
+    added = [f"| {sft.kind} | `{sft.subject}` | {shown_weight(weight)} | {sft.density:.4g} |" for sft, weight in parts]
     return "\n".join(
         [
             "---",

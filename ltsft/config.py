@@ -16,6 +16,8 @@ import yaml
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
+from ltsft.composition import CompositionSettings
+from ltsft.consistency import Consistency
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
@@ -80,6 +82,7 @@ class TargetTask(Frozen):
     )
     sampling: Sampling = Sampling()
     test: dict[str, Sources]
+    dev: dict[str, Sources] = Field({}, description="what weights of compositions may be searched on, by language")
     supervised: dict[str, LabelledData] = Field({})
 
     @field_validator("objective")
@@ -132,6 +135,11 @@ class TargetTask(Frozen):
         """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
         return self.sources if language == self.source_name else {language: self.supervised[language]}
 
+    def held_out(self, language: str) -> tuple[Source, ...]:
+        """Give the labelled data of a language that nothing was trained on and that is not its test set; often none."""
+        labelled = {**self.supervised, **self.sources}.get(language)
+        return self.dev.get(language) or (labelled.dev if labelled is not None else ())
+
     def all_sources(self) -> dict[str, Source]:
         """Give every source by its path below the target task."""
         found: dict[str, Source] = {}
@@ -139,8 +147,9 @@ class TargetTask(Frozen):
             for code, labelled in data.items():
                 found |= {f"{section}.{code}.train[{i}]": source for i, source in enumerate(labelled.train)}
                 found |= {f"{section}.{code}.dev[{i}]": source for i, source in enumerate(labelled.dev)}
-        for code, sources in self.test.items():
-            found |= {f"test.{code}[{i}]": source for i, source in enumerate(sources)}
+        for split, by_language in (("test", self.test), ("dev", self.dev)):
+            for code, sources in by_language.items():
+                found |= {f"{split}.{code}[{i}]": source for i, source in enumerate(sources)}
         return found
 
 
@@ -160,7 +169,7 @@ class Phase(Frozen):
         return self
 
 
-_SINCE = ("values", "processes", "head", "rank", "variance", "high_order", "reduction")
+_SINCE = ("disjoint", "values", "processes", "head", "rank", "variance", "high_order", "reduction", "consistency")
 """Settings of a recipe that are younger than the first keys."""
 
 
@@ -185,8 +194,10 @@ class Recipe(Frozen):
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = "fp32"
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
     processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
+    consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
     rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
     variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
     high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
@@ -214,7 +225,9 @@ class Recipe(Frozen):
         """Give the plain values that go into the key of the SFT trained with this seed."""
         # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
         plain = {name: type(self).model_fields[name].default for name in _SINCE}
-        values = self.model_dump(mode="json", exclude={"seeds"})
+        # Where word lists lie is no part of a key; what is in them stands beside the recipe, as of all data.
+        places = {"consistency": {"augmentations": {"code_switch": {"words"}}}}
+        values = self.model_dump(mode="json", exclude={"seeds": True, **places})
         return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
 
 
@@ -244,6 +257,7 @@ class Project(Frozen):
     method: str = Field(LT_SFT, description="how SFTs are learnt")
     methods: dict[str, MethodRecipes] = Field({}, description="what of `recipes` is otherwise for a method")
     recipes: dict[str, Recipe]
+    composition: CompositionSettings = CompositionSettings()
     gates: Gates = Gates()
     store: Store
 
@@ -259,6 +273,13 @@ class Project(Frozen):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @field_validator("recipes")
+    @classmethod
+    def _consistency_is_for_target_tasks(cls, recipes: dict[str, Recipe]) -> dict[str, Recipe]:
+        if "language" in recipes and recipes["language"].consistency is not None:
+            raise ValueError("consistency is for target tasks; take it out of recipes.language")
+        return recipes
 
     @model_validator(mode="after")
     def _suits_several_sources(self) -> Project:
@@ -306,6 +327,10 @@ class Project(Frozen):
             found |= {f"languages.{code}.text[{i}]": source for i, source in enumerate(language.text)}
         for name, target in self.target_tasks.items():
             found |= {f"target_tasks.{name}.{path}": source for path, source in target.all_sources().items()}
+        for name, recipe in self.recipes.items():
+            words = recipe.consistency.sources if recipe.consistency is not None else ()
+            path = f"recipes.{name}.consistency.augmentations.code_switch.words"
+            found |= {f"{path}[{i}]": source for i, source in enumerate(words)}
         return found
 
 
@@ -410,6 +435,13 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         for name in floors
         if name not in targets
     ]
+    problems += [
+        f"composition.by_language.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
+        for code in _as_mapping(_as_mapping(raw.get("composition")).get("by_language"))
+        if code not in languages
+    ]
+    if _as_mapping(recipes.get("language")).get("disjoint"):
+        problems.append("recipes.language.disjoint: must be false: a language SFT has no other SFT to keep out of")
     known = ["language", *map(str, targets)]
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
@@ -418,7 +450,7 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
     for name, target in targets.items():
         if name not in recipes:
             problems.append(f"recipes.{name}: missing; it says how the SFT of target task {name} is learnt")
-        for section in ("sources", "test", "supervised"):
+        for section in ("sources", "test", "dev", "supervised"):
             problems += [
                 f"target_tasks.{name}.{section}.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
                 for code in _as_mapping(_as_mapping(target).get(section))

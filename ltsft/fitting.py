@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -11,11 +10,12 @@ from transformers import PreTrainedModel
 
 from ltsft.errors import CompositionError
 from ltsft.sft import SFT, BaseRef
+from ltsft.weights import Weight, weight_problem
 
 __all__ = ["Part", "check_parts", "head_values", "named"]
 
-Part = tuple[SFT, float]
-"""An SFT and the weight that its diffs are multiplied by."""
+Part = tuple[SFT, Weight]
+"""An SFT and the weight, or the weights by part of the network, that its diffs are multiplied by."""
 
 
 def check_parts(
@@ -33,12 +33,14 @@ def check_parts(
         The names of the parameters that the diffs change, by the parameter's id.
 
     Raises:
-        CompositionError: A weight is not finite, or an SFT belongs to another base or tokenizer, does not fit the
-            parameters or is not sound.
+        CompositionError: A weight is not finite, its name pattern matches nothing, or an SFT belongs to another base or
+            tokenizer, does not fit the parameters or is not sound.
     """
     touched: dict[int, str] = {}
     for sft, weight in parts:
-        _check_weight(sft, weight)
+        problem = weight_problem(weight, encoder)
+        if problem:
+            raise CompositionError(f"{sft.title}: {problem}")
         _check_base(sft, base)
         _check_diffs(sft, encoder, looks_inside=sft not in sound)
         for name, diff in sorted(sft.diffs.items()):
@@ -96,11 +98,6 @@ def head_values(
 def named(base: BaseRef) -> str:
     """Name a base for people."""
     return f"{base.id}@{base.revision}" if base.revision else base.id
-
-
-def _check_weight(sft: SFT, weight: float) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-        raise CompositionError(f"{sft.title}: weight must be a finite number, got {weight!r}")
 
 
 def _check_base(sft: SFT, base: BaseRef) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ltsft.gates import LabelledGate
 from ltsft.measures import Examples, Measures, share_of, text_hash
 
-__all__ = ["LABELLED_TITLES", "WORD_MEASURES", "Malformed", "Sentence", "measure_labelled"]
+__all__ = ["BAD_ROWS", "LABELLED_TITLES", "WORD_MEASURES", "Malformed", "Sentence", "measure_labelled"]
 
 # What each measure is called in messages.
 LABELLED_TITLES = {
@@ -32,6 +32,16 @@ LABELLED_TITLES = {
 
 # Measures that apply where each word has a label.
 WORD_MEASURES = frozenset({"misaligned_share", "empty_word_share", "long_sentence_share", "label_agreement"})
+# Measures that count rows in which something is wrong, whatever the others are like.
+BAD_ROWS = (
+    "malformed_share",
+    "undeclared_share",
+    "misaligned_share",
+    "empty_word_share",
+    "empty_text_share",
+    "bio_break_share",
+    "answer_mismatch_share",
+)
 # Measures that an objective asks for: see `TargetObjective.measures`.
 OPTIONAL = WORD_MEASURES | {"empty_text_share", "bio_break_share", "answer_mismatch_share"}
 

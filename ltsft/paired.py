@@ -7,6 +7,7 @@ comparison).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,14 @@ import numpy.typing as npt
 
 from ltsft.errors import ConfigError
 
-__all__ = ["Outcomes", "PairedDifference", "paired_bootstrap"]
+__all__ = [
+    "Interval",
+    "Outcomes",
+    "PairedDifference",
+    "interval_of",
+    "paired_bootstrap",
+    "resampled_differences",
+]
 
 Outcomes = npt.NDArray[np.float64]
 """For each sentence of a test set (correct, counted), shape (sentences, 2)."""
@@ -81,6 +89,99 @@ def paired_bootstrap(
         probability_worse=float((differences < 0).mean()),
         sentences=len(a),
     )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of two scores and where it lies.
+
+    Attributes:
+        difference: as it was measured, the mean over the seeds, in [-1, 1].
+        lower: lower end of the two-sided interval.
+        upper: its upper end.
+    """
+
+    difference: float
+    lower: float
+    upper: float
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.lower > 0 or self.upper < 0
+
+
+def resampled_differences(
+    candidate: Sequence[Outcomes], reference: Sequence[Outcomes], *, resamples: int, seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Give the differences of two methods on resamples of one test set, for each seed that both were trained with.
+
+    Each resample draws as many sentences as there are, with replacement, the same for both methods and for all seeds.
+    A score is the sum of what was correct over the sum of what was counted; for an F1, what is counted may differ from
+    one method to the other.
+
+    Args:
+        candidate: outcomes by seed, (sentences, 2) each.
+        reference: outcomes of the other method, of the same seeds on the same sentences in the same order.
+        resamples: how often to draw.
+        seed: of the drawing; the same inputs give the same figures.
+
+    Returns:
+        Candidate less reference, shape (1 + resamples, seeds); the first row is what was measured.
+
+    Raises:
+        ConfigError: the two are not outcomes of the same seeds and sentences, or there are none.
+    """
+    shapes = {np.shape(outcomes) for outcomes in (*candidate, *reference)}
+    if len(candidate) != len(reference) or len(shapes) != 1:
+        raise ConfigError(
+            f"two methods are compared by the same seeds on the same sentences, got {len(candidate)} and "
+            f"{len(reference)} seeds with outcomes of shape {' and '.join(map(str, sorted(shapes)))}"
+        )
+    a, b = (np.asarray(outcomes, dtype=np.float64) for outcomes in (candidate, reference))
+    if a.ndim != 3 or a.shape[2] != 2 or not a.shape[1]:
+        raise ConfigError(f"outcomes are (correct, counted) of each sentence, got shape {a.shape[1:]}")
+    sentences = a.shape[1]
+    rng = np.random.default_rng(seed)
+    found = [_scores(np.ones((1, sentences)), a) - _scores(np.ones((1, sentences)), b)]
+    step = max(1, _DRAWN_AT_ONCE // sentences)
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        times = rng.multinomial(sentences, np.full(sentences, 1 / sentences), size=count).astype(np.float64)
+        found.append(_scores(times, a) - _scores(times, b))
+    return np.concatenate(found)
+
+
+def interval_of(
+    differences: Sequence[npt.NDArray[np.float64]], *, confidence: float, seed: int = 0, draws_seeds: bool = True
+) -> Interval:
+    """Give the interval of the mean difference over test sets and seeds (percentile method).
+
+    Sentences of each test set were drawn again, independently. Seeds are drawn again here, with replacement, the same
+    for all test sets, because one task SFT is behind all of them. Test sets are not: the interval is about these
+    languages, not about others like them.
+
+    Args:
+        differences: of each test set, what `resampled_differences` gave.
+        confidence: of the two-sided interval, in (0, 1).
+        seed: of the drawing.
+        draws_seeds: False for an interval about these very seeds.
+    """
+    mean = np.mean(np.stack(differences), axis=0)  # (1 + resamples, seeds)
+    resampled = mean[1:]
+    if draws_seeds:
+        drawn = np.random.default_rng(seed).integers(0, mean.shape[1], size=resampled.shape)
+        resampled = np.take_along_axis(resampled, drawn, axis=1)
+    tail = (1.0 - confidence) / 2
+    lower, upper = np.quantile(resampled.mean(axis=1), [tail, 1.0 - tail])
+    return Interval(float(mean[0].mean()), float(lower), float(upper))
+
+
+def _scores(times: npt.NDArray[np.float64], outcomes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Score each resample, (resamples, sentences) of how often each was drawn, for each seed: (resamples, seeds)."""
+    correct, counted = times @ outcomes[:, :, 0].T, times @ outcomes[:, :, 1].T
+    scores: npt.NDArray[np.float64] = np.where(counted > 0, correct / np.maximum(counted, 1e-12), 0.0)
+    return scores
 
 
 def _resampled(

@@ -30,6 +30,8 @@ from transformers import (
 
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
+from ltsft.consistent import begin_phase, consistency_of
+from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
@@ -99,6 +101,7 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
         InterruptedTraining: it was asked to stop, and a checkpoint is saved.
     """
     phase.folder.mkdir(parents=True, exist_ok=True)
+    begin_phase(phase.objective, phase.name)
     done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
     module = LossModule(phase)
     if not done.is_file():
@@ -165,7 +168,8 @@ def _train(phase: Phase, module: LossModule, report: OnStep) -> None:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
+    with lean_dropout(phase.model):
+        trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
     if watch.was_stopped:
         raise InterruptedTraining(f"asked to stop; saved the {phase.name} phase at step {trainer.state.global_step}")
 
@@ -299,6 +303,8 @@ class _Watch(TrainerCallback):
             "l1_distance": distance,
             "tokens_per_second": self._module.tokens * args.world_size / seconds,
         }
+        consistent = consistency_of(self._phase.objective)
+        metrics |= consistent.told() if consistent is not None else {}
         self._module.tokens, self._counted_at = 0, now
         self._report(state.global_step, self._steps, self._named(metrics))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft import scoring, train
-from ltsft.config import LabelledData, Project, Source, TargetTask
+from ltsft.config import LabelledData, Project, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
 from ltsft.method_recipes import LT_SFT
 from ltsft.methods.registry import method_named
@@ -138,6 +138,19 @@ class Plan:
         """Give the steps of a kind: "language", "task" or "cell"."""
         return tuple(step for step in self.steps if step.product.kind == kind)
 
+    def with_needs(self, subjects: Iterable[str]) -> set[str]:
+        """Give these subjects and everything that they are made from.
+
+        Raises:
+            ConfigError: the project asks for no such product.
+        """
+        wanted = set(subjects)
+        while True:
+            needed = {need for subject in wanted for need in self.step(subject).product.needs}
+            if needed <= wanted:
+                return wanted
+            wanted |= needed
+
     @property
     def stale(self) -> tuple[Step, ...]:
         """The steps that are not up to date."""
@@ -240,6 +253,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "train": _of_languages({code: prints.of(labelled.train) for code, labelled in data.items()}),
                 "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
                 **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
+                **_word_lists(task_recipe, prints),  # noqa: B023
                 "recipe": method.used(task_recipe, seed),  # noqa: B023
             }
             facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
@@ -262,7 +276,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
                 "base": {**encoder, "head": prints.head},
                 "test": prints.of(test),
                 **_reading(target),
-                "rule": "sum",
+                **(project.composition.key_parts(code) if method.has_languages else {"rule": "sum"}),
             }
             add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
     return list(found.values())
@@ -276,6 +290,12 @@ def _of_languages(prints: Mapping[str, list[str]]) -> Any:
 def _mixing(target: TargetTask) -> dict[str, Any]:
     """Give how several source languages are put together."""
     return {"order": target.order, "sampling": target.sampling.model_dump(mode="json")}
+
+
+def _word_lists(recipe: Recipe, prints: Fingerprints) -> dict[str, Any]:
+    """Give the fingerprints of the word lists of code-switching, where there is any."""
+    words = recipe.consistency.sources if recipe.consistency is not None else ()
+    return {"words": prints.of(words)} if words else {}
 
 
 def _reading(target: TargetTask) -> dict[str, Any]:
@@ -297,12 +317,14 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[s
         "train": "training data changed",
         "dev": "dev data changed",
         "test": "test data changed",
+        "words": "bilingual word list changed",
         "labels": "label set changed",
         "columns": "columns of the data changed",
         "relabel": "names of labels changed",
         "objective": "objective changed",
         "sampling": "sampling of source languages changed",
         "rule": "composition rule changed",
+        "weights": "composition weights changed",
     }
     reasons += [text for part, text in words.items() if before.get(part) != now.get(part)]
     if before.get("procedure") != now.get("procedure"):

@@ -68,7 +68,7 @@ class ComposedPart(_Frozen):
     key: Digest = Field(description="of the product: the hash of everything that determines it")
     sha256: Digest = Field(description="of its tensor file: the very bytes that went through the gates")
     run_id: str = Field(pattern=r"^[0-9a-zA-Z]{1,64}$", description="the MLflow run that holds its folder")
-    weight: float = 1.0
+    weight: float | dict[str, float] = Field(default=1.0, description="of its diffs; or by part of the network")
 
 
 class Composition(_Frozen):

@@ -8,9 +8,9 @@ shared out over threads. Nothing is undone by subtraction: floats round.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,53 +22,18 @@ from ltsft.base import encoder_parameters
 from ltsft.errors import CompositionError
 from ltsft.fitting import Part, check_parts, head_values
 from ltsft.methods.registry import as_diffs
+from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
 from ltsft.stack import Bottlenecks, bottlenecks_of, check_stacked, stack_of
+from ltsft.weights import weight_at
 
-__all__ = ["RULES", "Part", "Piece", "Resident", "Rule"]
+__all__ = ["Part", "Resident"]
 
 BLOCK = 2**20
 """Weights that are changed at a time on the CPU: four megabytes of float32, which stay in the cache meanwhile."""
 
 FEW = 2**16
 """Entries below which threads cost more than they save."""
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """What one part of a composition brings to some weights.
-
-    Attributes:
-        places: Where its support lies among them, shape (k,), int64, strictly increasing.
-        values: Its diff there, shape (k,), float32.
-        weight: The part's weight.
-    """
-
-    places: Tensor
-    values: Tensor
-    weight: float
-
-
-Rule = Callable[[Tensor, Sequence[Piece]], None]
-"""Takes base weights, (n,) float32, and what each part brings; changes the weights in place, at the places alone."""
-
-
-def sum_diffs(weights: Tensor, pieces: Sequence[Piece]) -> None:
-    """Add the weighted diffs to the base weights in place, one part after the other in the order given.
-
-    The rule of the paper (Ansell et al., ACL 2022, section 3.2). Float addition rounds, so the order decides the last
-    bit: that is why it is part of the composition.
-
-    Args:
-        weights: Base weights, shape (n,), float32.
-        pieces: What each part brings, in order.
-    """
-    for piece in pieces:
-        weights.index_add_(0, piece.places, piece.values if piece.weight == 1.0 else piece.values * piece.weight)
-
-
-RULES: dict[str, Rule] = {"sum": sum_diffs}
-"""The composition rules by name. A new rule is one function and one line here."""
 
 
 class Resident:
@@ -137,7 +102,9 @@ class Resident:
                 before. Also if the model was converted to another dtype since the last switch.
         """
         self._refuse_converted()
-        wanted = tuple((self._as_diffs(sft), weight) for sft, weight in parts)
+        wanted = tuple(
+            (self._as_diffs(sft), dict(weight) if isinstance(weight, Mapping) else weight) for sft, weight in parts
+        )
         touched = check_parts(wanted, self._encoder, base=self._base, sound=self._sound)
         head = head_values([sft for sft, _ in wanted], self.model, touched) if self._heads else []
         if wanted == self._parts:
@@ -191,7 +158,7 @@ class Resident:
         targets = []
         for name in sorted({name for held in self._held.values() for name in held}):
             before, after = (
-                [(self._held[sft][name], weight) for sft, weight in parts if name in self._held[sft]]
+                [(self._held[sft][name], weight_at(weight, name)) for sft, weight in parts if name in self._held[sft]]
                 for parts in (gone, wanted)
             )
             if before != after or not wanted:
@@ -233,7 +200,7 @@ class Resident:
             bringing = [(sft, weight) for sft, weight in wanted if name in self._held[sft]]
             dtype = self._encoder[name].dtype
             bound = max(self._held[sft][name].largest() for sft, _ in bringing)
-            bound += sum(abs(weight) * self._sound[sft][name] for sft, weight in bringing)
+            bound += sum(abs(weight_at(weight, name)) * self._sound[sft][name] for sft, weight in bringing)
             if bound < torch.finfo(dtype).max:  # false also where it is NaN
                 continue
             flat = self._encoder[name].detach().reshape(-1)

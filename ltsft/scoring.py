@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base
 from ltsft.compose import Part, Resident
+from ltsft.composition import PartWeights
 from ltsft.config import Precision
 from ltsft.interference import interference
 from ltsft.methods.registry import method_named
@@ -22,6 +23,7 @@ from ltsft.paired import Outcomes
 from ltsft.phase import autocast
 from ltsft.sft import SFT
 
+WHOLE = PartWeights()
 VERSION = 2
 """Version of the scoring, part of the key of every cell."""
 
@@ -66,18 +68,26 @@ class Scorer:
         masked_lm: the language SFTs' objective.
         precision: of the forward passes.
         device: "cpu" or "cuda".
+        rule: by which SFTs are composed.
     """
 
     def __init__(
-        self, base: Base, objective: TargetObjective, masked_lm: MaskedLM, *, precision: Precision, device: str
+        self,
+        base: Base,
+        objective: TargetObjective,
+        masked_lm: MaskedLM,
+        *,
+        precision: Precision,
+        device: str,
+        rule: str = "sum",
     ) -> None:
         self._base = base
         self._objective = objective
         self._masked_lm = masked_lm
         self._precision = precision
         self._device = device
-        self._tagger = Resident(_ready(objective.build_model(base, seed=0), device), base=base.ref)
-        self._language_model = Resident(_ready(base.masked_lm(), device), base=base.ref)
+        self._tagger = Resident(_ready(objective.build_model(base, seed=0), device), base=base.ref, rule=rule)
+        self._language_model = Resident(_ready(base.masked_lm(), device), base=base.ref, rule=rule)
 
     def score(
         self,
@@ -87,6 +97,7 @@ class Scorer:
         tasks: Sequence[SFT],
         source: SFT | None,
         supervised: SFT | None = None,
+        weights: PartWeights = WHOLE,
     ) -> CellScore:
         """Score one cell.
 
@@ -101,13 +112,15 @@ class Scorer:
             tasks: the task SFT of each seed.
             source: the SFT of the source language; None where the method has none.
             supervised: a task SFT learnt from labelled data of this language.
+            weights: of the language SFT and of the task SFT where they are composed. The task SFT alone, and the
+                supervised one, count whole: they are what the composition is compared with.
 
         Raises:
             CompositionError: an SFT does not fit the base or the others.
         """
-        spoken: list[Part] = [] if language is None else [(language, 1.0)]
+        spoken: list[Part] = [] if language is None else [(language, weights.language)]
         alone = [self._tag(data.test, [(task, 1.0)]) for task in tasks]
-        composed_scores = [self._tag(data.test, [*spoken, (task, 1.0)]) for task in tasks] if spoken else alone
+        composed_scores = [self._tag(data.test, [*spoken, (task, weights.task)]) for task in tasks] if spoken else alone
         scores = [e.score for e in composed_scores]
         metrics = {
             "score": fmean(scores),
@@ -130,11 +143,12 @@ class Scorer:
             metrics[f"score.seed.{seed}"] = with_language.score
             metrics[f"score_task_only.seed.{seed}"] = without.score
         if supervised is not None:
-            metrics["score_supervised"] = self._tag(data.test, [*spoken, (supervised, 1.0)]).score
+            whole: list[Part] = [(sft, 1.0) for sft, _ in spoken]
+            metrics["score_supervised"] = self._tag(data.test, [*whole, (supervised, 1.0)]).score
         if language is not None and source is not None:
             if not _is_stacked(language, tasks[0]):
                 metrics |= interference(language, tasks[0]).metrics(details=True)
-            metrics |= self._functional(data, language, tasks[0], source)
+            metrics |= self._functional(data, language, tasks[0], source, weights)
         return CellScore(metrics, outcomes)
 
     def outcomes(self, test: Sequence[Any], parts: Sequence[Part]) -> Outcomes:
@@ -145,24 +159,28 @@ class Scorer:
         """Give the nats that adding the task SFTs to the language's adds to its masked-LM loss."""
         return self._language_loss(text, language, tasks) - self._language_loss(text, language)
 
-    def _functional(self, data: CellData, language: SFT, task: SFT, source: SFT) -> dict[str, float]:
+    def _functional(
+        self, data: CellData, language: SFT, task: SFT, source: SFT, weights: PartWeights
+    ) -> dict[str, float]:
         metrics = {}
         if len(data.text):
             plain = self._language_loss(data.text, [])
-            alone = self._language_loss(data.text, [(language, 1.0)])
-            both = self._language_loss(data.text, [(language, 1.0)], [(task, 1.0)])
+            spoken: list[Part] = [(language, weights.language)]
+            alone = self._language_loss(data.text, spoken)
+            both = self._language_loss(data.text, spoken, [(task, weights.task)])
             metrics = {
                 "functional.base_loss": plain,
                 "functional.language_loss": alone,
                 "functional.language_loss_change": both - alone,
             }
         if data.source_dev:
-            before = self._tag(data.source_dev, [(source, 1.0), (task, 1.0)]).score
+            trained_over: Part = (source, 1.0)
+            before = self._tag(data.source_dev, [trained_over, (task, weights.task)]).score
             metrics["functional.source_score"] = before
-        if data.source_dev and not _is_stacked(language, source):  # which can be swapped, and not added
-            extra: list[Part] = [] if language.subject == source.subject else [(language, 1.0)]
-            after = self._tag(data.source_dev, [(source, 1.0), *extra, (task, 1.0)]).score
-            metrics["functional.source_score_change"] = after - before
+            if not _is_stacked(language, source):  # these are swapped, and do not add up
+                extra: list[Part] = [] if language.subject == source.subject else [(language, weights.language)]
+                after = self._tag(data.source_dev, [trained_over, *extra, (task, weights.task)]).score
+                metrics["functional.source_score_change"] = after - before
         return metrics
 
     def _tag(self, examples: Sequence[Any], parts: Sequence[Part]) -> Evaluation:

@@ -110,6 +110,9 @@ def sampling_shares(sizes: Mapping[str, int], *, temperature: float, weights: Ma
 class SeveralSources:
     """An objective over several languages: the same loss, with the language SFT of the batch in place.
 
+    Attributes:
+        objective: what is learnt.
+
     Args:
         objective: what is learnt.
         sfts: the language SFT of each source language, in the order of the numbers in the examples; None for a language
@@ -119,35 +122,42 @@ class SeveralSources:
 
     def __init__(self, objective: Objective, sfts: Mapping[str, SFT | None], base: Base) -> None:
         self.labels = objective.labels
-        self._objective = objective
+        self.objective = objective
         self._sfts = {language: as_diffs(sft) if sft is not None else None for language, sft in sfts.items()}
         self._base = base
         self._model: PreTrainedModel | None = None
         self._modules: dict[int, Bottlenecks] = {}
         self._encoder: dict[str, nn.Parameter] = {}
+        self._follower: dict[str, nn.Parameter] = {}
         self._saved: list[tuple[nn.Parameter, Tensor, Tensor]] = []
         self._in_place: int | None = None
 
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with the head of the objective; its weights are those that are put in and taken out."""
-        model = self._objective.build_model(base, seed=seed)
+        model = self.objective.build_model(base, seed=seed)
         self._model, self._modules = model, {}
         self._encoder = dict(model.base_model.named_parameters())
         return model
 
+    def follow(self, model: nn.Module | None) -> None:
+        """Put the SFTs into another model too, such as a frozen first stage; None: into no other any more."""
+        self.take_out()
+        encoder: Any = model.base_model if model is not None else None
+        self._follower = dict(encoder.named_parameters()) if encoder is not None else {}
+
     def lengths(self, examples: Sequence[FromLanguage]) -> list[int] | None:
         """Give the sub-words of each example."""
-        return self._objective.lengths([e.example for e in examples])
+        return self.objective.lengths([e.example for e in examples])
 
     def collate(self, examples: Sequence[FromLanguage], generator: Generator) -> dict[str, Tensor]:
         """Make a batch of examples of one language; `source` is the number of that language."""
-        batch = self._objective.collate([e.example for e in examples], generator)
+        batch = self.objective.collate([e.example for e in examples], generator)
         return {**batch, SOURCE: torch.tensor(examples[0].language)}
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the loss with the language SFT of the batch in place; it stays there until `take_out`."""
         self.put_in(batch)
-        return self._objective.loss(model, {name: value for name, value in batch.items() if name != SOURCE})
+        return self.objective.loss(model, {name: value for name, value in batch.items() if name != SOURCE})
 
     @torch.no_grad()
     def take_out(self) -> None:
@@ -174,12 +184,14 @@ class SeveralSources:
                 self._modules[number] = bottlenecks_of(sft, self._model)
             stack_of(self._model).compose([self._modules[number]])
         for name, diff in sft.diffs.items() if sft is not None else ():
-            if diff.support_size:
-                weights = self._encoder[name]
+            for encoder in (self._encoder, self._follower) if diff.support_size else ():
+                if name not in encoder:
+                    continue
+                weights = encoder[name]
                 indices = diff.indices.to(weights.device).long()
                 before = weights.view(-1)[indices]
                 self._saved.append((weights, indices, before))
-                weights.view(-1)[indices] = before + diff.values.to(weights.device)
+                weights.view(-1)[indices] = (before + diff.values.to(weights.device)).to(weights.dtype)
         self._in_place = number
 
     @torch.no_grad()
@@ -197,7 +209,7 @@ class SeveralSources:
                 continue
             parts: list[Part] = [] if sft is None else [(sft, 1.0)]
             with composed(model, parts, base=self._base.ref, heads=False):
-                found[language] = self._objective.evaluate(model, own)
+                found[language] = self.objective.evaluate(model, own)
         metrics = {name: fmean(e.metrics[name] for e in found.values()) for name in next(iter(found.values())).metrics}
         for language, evaluation in found.items():
             metrics |= {f"{name}.{language}": value for name, value in evaluation.metrics.items()}

@@ -24,7 +24,8 @@ from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
-from ltsft.errors import TrainingError
+from ltsft.consistent import drop_first_stage, keep_first_stage
+from ltsft.errors import ConfigError, TrainingError
 from ltsft.method_recipes import LT_SFT
 from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
@@ -79,6 +80,7 @@ def train_sft(
     data: TrainingData | Sequence[TrainingData],
     folder: Path,
     applied: Sequence[SFT] = (),
+    apart_from: Sequence[SFT] = (),
     source_languages: tuple[str, ...] = (),
     details: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 300.0,
@@ -105,6 +107,7 @@ def train_sft(
         folder: for checkpoints; the caller removes it after success. Never shared by two trainings.
         applied: SFTs that are part of the starting point (the source language's, for a task SFT); diffs are counted
             from base + these.
+        apart_from: SFTs whose supports are not selected from, where the recipe says `disjoint`.
         source_languages: recorded in the SFT.
         details: recorded in the SFT: data fingerprints, parents.
         checkpoint_seconds: time between checkpoints: the most work that a kill can cost.
@@ -135,6 +138,13 @@ def train_sft(
     norm_biases = isinstance(how, SupportMethod) and how.has_norm_biases
     roles = parameter_roles(model, recipe.freeze, has_norm_biases=norm_biases)
     k = how.size(roles, recipe) if isinstance(how, SupportMethod) else 0
+    barred = _supports(apart_from) if recipe.disjoint else {}
+    free = roles.size - sum(indices.numel() for name, indices in barred.items() if name in roles.maskable)
+    if k > free:
+        raise ConfigError(
+            f"{kind} SFT {subject}: disjoint leaves {free} of {roles.size} weights to select from, but K is {k}; lower "
+            "the density here or that of the language SFTs"
+        )
     with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
         adapter: dict[str, nn.Parameter] = {}
         if isinstance(how, AdapterMethod):
@@ -146,8 +156,8 @@ def train_sft(
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                how, model, objective, trained, recipe, seed, iteration, each, folder, checkpoint_seconds, device,
-                on_progress, should_stop,
+                how, model, objective, trained, recipe, barred, seed, iteration, each, folder, checkpoint_seconds,
+                device, on_progress, should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
             history += [
@@ -216,6 +226,7 @@ class _Iteration:
     objective: Objective
     roles: Roles
     recipe: Recipe
+    barred: Mapping[str, Tensor]
     seed: int
     number: int
     data: TrainingData
@@ -248,6 +259,8 @@ class _Iteration:
         support = self._select(self.method, origin, taken, quota)
         chosen = {name: _Chosen(support[name], _at(origin[name], support[name])) for name in maskable}
         if "sparse" in self.method.phases:
+            if "full" in self.method.phases:
+                keep_first_stage(self.objective, self.model, self.recipe.precision)
             with torch.no_grad():
                 for name, p in maskable.items():
                     p.copy_(origin[name])
@@ -255,6 +268,7 @@ class _Iteration:
                 for name, p in head.items():
                     p.copy_(head_began[name])
             results.append(self._phase("sparse", support, {name: c.origin for name, c in chosen.items()}))
+            drop_first_stage(self.objective)
         origin.file.unlink(missing_ok=True)
         return chosen, results
 
@@ -283,7 +297,8 @@ class _Iteration:
             self._report("selection")
             earlier = {name: chosen.indices for name, chosen in taken.items()}
             seed = derive_seed(self.seed, self.number, "selection")
-            new = method.select(maskable, origin, quota, taken=earlier, recipe=self.recipe, seed=seed)
+            barred = _united(earlier, self.barred)
+            new = method.select(maskable, origin, quota, taken=barred, recipe=self.recipe, seed=seed)
             support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
             if is_first_process():
@@ -357,6 +372,19 @@ def derive_seed(*parts: object) -> int:
     """Give a seed that depends on all of the parts, in [0, 2**31)."""
     digest = hashlib.sha256(json.dumps([str(p) for p in parts]).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _supports(sfts: Iterable[SFT]) -> dict[str, Tensor]:
+    """Give the weights that some of the SFTs change: strictly increasing flat indices, int32, by parameter."""
+    found: dict[str, Tensor] = {}
+    for sft in sfts:
+        found = _united({name: diff.indices for name, diff in sft.diffs.items()}, found)
+    return found
+
+
+def _united(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put supports together, parameter by parameter."""
+    return {name: torch.unique(torch.cat([s[name] for s in (a, b) if name in s])) for name in {**a, **b}}
 
 
 def _at(weights: Tensor, indices: Tensor) -> Tensor:

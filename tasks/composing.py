@@ -58,10 +58,13 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
             f"allowed are {', '.join(READERS)}. ltsft compose writes it as a folder"
         )
     recipe = workspace.project.recipes[target.name]
-    subjects = [
-        *([language_subject(slot.language)] if method.has_languages else []),
-        task_subject(target.name, target.source_name, recipe.seeds[0]),
-    ]
+    settings = workspace.project.composition
+    weights = settings.weights_of(slot.language)
+    has_languages = method.has_languages
+    subjects = {
+        **({language_subject(slot.language): weights.language} if has_languages else {}),
+        task_subject(target.name, target.source_name, recipe.seeds[0]): weights.task if has_languages else 1.0,
+    }
     return Composition(
         language=slot.language,
         target_task=slot.target_task,
@@ -69,7 +72,8 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
         labels=target.labels,
         max_length=recipe.max_length,
         base=ComposedBase(**asdict(workspace.base.ref), location=_location(workspace.base.id)),
-        parts=tuple(_part(workspace, subject) for subject in subjects),
+        rule=settings.rule,
+        parts=tuple(_part(workspace, subject, weight) for subject, weight in subjects.items()),
     )
 
 
@@ -103,13 +107,18 @@ def parents(composition: Composition) -> str:
     return ", ".join(f"{part.subject}: {part.run_id}" for part in composition.parts)
 
 
-def _part(workspace: Workspace, subject: str) -> ComposedPart:
+def _part(workspace: Workspace, subject: str, weight: float | dict[str, float]) -> ComposedPart:
     step = workspace.plan.step(subject)
     run_id = workspace.made(subject)
     manifest: Mapping[str, Any] = read_manifest(workspace.tracker.download(run_id, SFT_FOLDER))
     kind = "language" if step.product.kind == "language" else "task"
     return ComposedPart(
-        kind=kind, subject=subject, key=step.product.key, sha256=manifest["tensor_file"]["sha256"], run_id=run_id
+        kind=kind,
+        subject=subject,
+        key=step.product.key,
+        sha256=manifest["tensor_file"]["sha256"],
+        run_id=run_id,
+        weight=weight,
     )
 
 

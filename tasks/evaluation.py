@@ -54,8 +54,8 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     has_languages = method_named(workspace.project.method).has_languages
     supervised = task_subject(target.name, product.language, seeds[0])
     data = CellData(
-        test=_examples(workspace, target, target.test[product.language]),
-        source_dev=_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
+        test=labelled_examples(workspace, target, target.test[product.language]),
+        source_dev=labelled_examples(workspace, target, target.sources[source].dev, SOURCE_SENTENCES),
         text=_held_out_text(workspace, product.language) if has_languages else (),
         majority=_majority(workspace, target),
     )
@@ -65,6 +65,7 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
         source=_sft(workspace, language_subject(source)) if has_languages else None,
         supervised=_sft(workspace, supervised) if product.language in target.supervised else None,
+        weights=workspace.project.composition.weights_of(product.language),
     )
     run.log_metrics(scored.metrics)
     run.set_tags({MEASURED_SEED: str(seeds[0])})
@@ -76,8 +77,8 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     return dict(scored.metrics)
 
 
-def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
-    """Give what scores compositions of a target task, on the base of the project."""
+def target_scorer(workspace: Workspace, target: TargetTask, *, rule: str | None = None) -> Scorer:
+    """Give what scores compositions of a target task on the base of the project, by its rule or by another."""
     recipe = workspace.project.recipes["language"]
     return _scorer(
         workspace.base,
@@ -87,6 +88,7 @@ def target_scorer(workspace: Workspace, target: TargetTask) -> Scorer:
         recipe.mask_probability,
         recipe.precision,
         workspace.device,
+        rule or workspace.project.composition.rule,
     )
 
 
@@ -163,7 +165,7 @@ def _summary(matrix: Matrix) -> dict[str, float]:
     return metrics
 
 
-def _examples(
+def labelled_examples(
     workspace: Workspace, target: TargetTask, sources: tuple[Source, ...], rows: int | None = None
 ) -> Sequence[Any]:
     """Tokenise labelled data, or read what was tokenised before from the store folder."""
@@ -210,10 +212,11 @@ def _scorer(
     mask_probability: float,
     precision: Precision,
     device: str,
+    rule: str,
 ) -> Scorer:
     target_objective = OBJECTIVES[objective](base.tokenizer, labels=labels, max_length=max_length)
     masked_lm = MaskedLM(base.tokenizer, mask_probability=mask_probability)
-    return Scorer(base, target_objective, masked_lm, precision=precision, device=device)
+    return Scorer(base, target_objective, masked_lm, precision=precision, device=device, rule=rule)
 
 
 def _sft(workspace: Workspace, subject: str) -> SFT:

@@ -15,7 +15,7 @@ from ltsft.config import TargetTask
 from ltsft.matrix import Cell, Matrix, MatrixLanguage
 from ltsft.method_recipes import LT_SFT
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.plan import Plan, Step
+from ltsft.plan import Plan, Step, cell_subject
 from tasks.records import Record, canonical_json
 from tasks.workspace import Workspace
 
@@ -51,6 +51,11 @@ def read_matrix(workspace: Workspace, reasons: Mapping[str, str] | None = None) 
         created=datetime.now(UTC),
         base=project.base.id,
     )
+
+
+def gaps(matrix: Matrix) -> dict[str, str]:
+    """Give, by subject of the cell, why it has no score."""
+    return {cell_subject(cell.target_task, cell.language): cell.reason for cell in matrix.cells if cell.is_gap}
 
 
 def matrix_parts(plan: Plan, matrix: Matrix) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ltsft.config import Language, Source, TargetTask
 from ltsft.errors import ServiceError, ValidationError
 from ltsft.gates import LabelledGate, TextGate
-from ltsft.labelled_measures import LABELLED_TITLES, Malformed, Sentence, measure_labelled
+from ltsft.labelled_measures import BAD_ROWS, LABELLED_TITLES, Malformed, Sentence, measure_labelled
 from ltsft.measures import Measures
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.registry import OBJECTIVES
@@ -74,6 +74,7 @@ class GateResult:
         failures: those that were not.
         measures: every value that was measured; for labelled data under ``split.measure``.
         report: the first page of the Data Docs.
+        tolerated: bad rows that the thresholds let through, in the form of failures.
     """
 
     subject: str
@@ -81,6 +82,7 @@ class GateResult:
     failures: tuple[Failure, ...]
     measures: dict[str, float]
     report: Path
+    tolerated: tuple[Failure, ...] = ()
 
     def message(self) -> str:
         """Say for people what failed, with example lines, or that all is well.
@@ -88,7 +90,12 @@ class GateResult:
         The first line alone says it all in short: it is what plans and matrices show.
         """
         if self.success:
-            return f"{self.subject}: the data passed the validation gate"
+            passed = f"{self.subject}: the data passed the validation gate"
+            if not self.tolerated:
+                return passed
+            return "\n".join(
+                [f"{passed}, which lets some bad rows through:", *(f"  {each}" for each in self.tolerated)]
+            )
         short = "; ".join(self._short(failure) for failure in self.failures)
         lines = [f"{self.subject}: the data did not pass the validation gate: {short}"]
         lines += [f"  {failure}" for failure in self.failures]
@@ -102,7 +109,9 @@ class GateResult:
     def markdown(self) -> str:
         """Give the same as Markdown, with all measures, for an artifact of the flow run."""
         lines = [f"# Validation of {self.subject}: {'passed' if self.success else 'failed'}", ""]
-        for failure in self.failures:
+        if self.success and self.tolerated:
+            lines += ["Bad rows that the thresholds let through:", ""]
+        for failure in self.failures or self.tolerated:
             lines += [
                 f"- **{_escape(failure.data)}: {_escape(failure.expectation)}** is {_number(failure.observed)}, "
                 f"allowed {failure.allowed} (`{failure.threshold}`): {_escape(failure.reason)}",
@@ -205,13 +214,20 @@ def validate_labelled(
     titles = {name: title.format(gate=gate) for name, title in LABELLED_TITLES.items()}
     checks = _checks(gate, titles, prefix="gates.labelled")
     failures = _judge(measured, checks, name=f"labelled-{subject}", folder=report_folder)
+    failed = {(failure.data, failure.threshold) for failure in failures}
+    tolerated = tuple(
+        _failure(check, split, measures)
+        for split, measures in measured.items()
+        for check in checks
+        if check.measure in BAD_ROWS and measures.values[check.measure] and (split, check.threshold) not in failed
+    )
     known = {
         f"{split}.{name}": value
         for split, measures in measured.items()
         for name, value in measures.values.items()
         if value is not None
     }
-    return GateResult(subject, not failures, failures, known, report_folder / "index.html")
+    return GateResult(subject, not failures, failures, known, report_folder / "index.html", tolerated)
 
 
 def _numbered_lines(sources: Iterable[Source]) -> Iterator[Line]:
@@ -311,10 +327,14 @@ def _failures(result: Any, checks: Mapping[str, _Check], measured: Mapping[str, 
             f"Great Expectations could not judge {check.measure} ({check.threshold}): {result.exception_info}"
         )
     for row in rows:
-        data = str(row["data"])
-        examples = measured[data].examples.get(check.measure, ())
-        observed = float(row[check.measure])
-        yield Failure(data, check.title, observed, check.allowed, check.threshold, check.reason, examples)
+        yield _failure(check, str(row["data"]), measured[str(row["data"])])
+
+
+def _failure(check: _Check, data: str, measures: Measures) -> Failure:
+    """Say what was measured beside what is allowed."""
+    observed = float(measures.values[check.measure] or 0.0)
+    examples = measures.examples.get(check.measure, ())
+    return Failure(data, check.title, observed, check.allowed, check.threshold, check.reason, examples)
 
 
 def _description(check: _Check, measured: Mapping[str, Measures]) -> str:

@@ -25,6 +25,7 @@ from ltsft.paired import Outcomes
 from ltsft.plan import cell_subject
 from ltsft.release import Composition, Slot, load_parts
 from ltsft.verdicts import Canary, Measured, Verdict, has_passed, judge
+from ltsft.weights import shown_weight
 from tasks.canary import run_canary
 from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
@@ -290,7 +291,10 @@ def version_page(candidate: Candidate, measured: Measured, verdicts: Sequence[Ve
         f"| {v.gate} | {'passed' if v.passed else 'failed'}{'' if v.decides else ' (does not decide)'} | {v.message} |"
         for v in verdicts
     ]
-    parts = [f"| {p.subject} | {p.weight:g} | `{p.run_id}` | `{p.key[:16]}` |" for p in candidate.composition.parts]
+    parts = [
+        f"| {p.subject} | {shown_weight(p.weight)} | `{p.run_id}` | `{p.key[:16]}` |"
+        for p in candidate.composition.parts
+    ]
     return "\n".join(
         [
             f"**{candidate.slot}**: score {measured.score:.4f}, overlap {measured.overlap:.4f}, "

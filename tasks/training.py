@@ -13,14 +13,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
+from ltsft.augmentation import Augmenter
 from ltsft.base import Base
-from ltsft.config import LabelledData, Language, Project, Source, TargetTask
+from ltsft.config import LabelledData, Language, Project, Recipe, Source, TargetTask
+from ltsft.consistent import Consistent
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.interference import sparsity
 from ltsft.methods import budget
 from ltsft.methods.registry import method_named
-from ltsft.objectives import TargetObjective
+from ltsft.objectives import Objective, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
@@ -28,6 +30,7 @@ from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sft import SFT
 from ltsft.sources import RowError, read_text
 from ltsft.train import Progress, TrainingData, train_sft
+from ltsft.word_lists import read_word_list
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
@@ -101,19 +104,21 @@ def task_training(
     """
     recipe = project.recipes[target.name]
     objective = objective_of(target, base, recipe.max_length)
-    split = {code: _split(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    split = {code: split_examples(objective, target, labelled) for code, labelled in target.labelled(language).items()}
+    learnt = _with_consistency(objective, recipe, base)
     sfts = {code: load_sft(folder) for code, folder in sources.items()}
     common = {
         "kind": "task",
         "subject": target.name,
         "method": project.method,
         "recipe": recipe,
+        "apart_from": list(sfts.values()),
         "source_languages": tuple(split),
     }
     if len(split) == 1:
         (data,), applied = split.values(), list(sfts.values())
-        return {**common, "objective": objective, "data": data, "applied": applied}
-    several = SeveralSources(objective, {code: sfts.get(code) for code in split}, base)
+        return {**common, "objective": learnt, "data": data, "applied": applied}
+    several = SeveralSources(learnt, {code: sfts.get(code) for code in split}, base)
     examples = {code: found.examples for code, found in split.items()}
     held_out = [[FromLanguage(i, example) for example in found.held_out] for i, found in enumerate(split.values())]
     if target.order == "sequential":
@@ -131,7 +136,15 @@ def task_training(
     }
 
 
-def _split(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
+def _with_consistency(objective: TargetObjective, recipe: Recipe, base: Base) -> Objective:
+    if recipe.consistency is None:
+        return objective
+    word_lists = [read_word_list(source) for source in recipe.consistency.sources]
+    augmenter = Augmenter(base.tokenizer, recipe.consistency.augmentations, word_lists)
+    return Consistent(objective, recipe.consistency, augmenter, max_length=recipe.max_length)
+
+
+def split_examples(objective: TargetObjective, target: TargetTask, data: LabelledData) -> TrainingData:
     """Give what is trained on and what is held out: the dev data, or else every tenth training sentence."""
     examples = objective.examples(labelled_rows(target, data.train))
     if data.dev:

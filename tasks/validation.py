@@ -92,7 +92,8 @@ def _keep(workspace: Workspace, result: GateResult, step: Step, run: RunHandle) 
         description=f"validation of {result.subject}",
     )
     logger = get_run_logger()
-    (logger.info if result.success else logger.error)(result.message())
+    tell = logger.error if not result.success else logger.warning if result.tolerated else logger.info
+    tell(result.message())
     if not result.success:
         workspace.remove_working_folder(step)
     result.raise_for_failure()

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from prefect.runtime import flow_run
 
+from ltsft.augmentation import check_augmentations
 from ltsft.base import Base, load_base, locate_base
 from ltsft.config import Project, ProjectRef, Source
 from ltsft.errors import TrainingError
@@ -70,6 +71,7 @@ class Workspace:
     def plan(self) -> Plan:
         """What there is to do, as things stood when this was first asked."""
         project = self.project
+        check_augmentations(project.recipes, self.base.tokenizer)
         sources = list(project.all_sources().values())
         self.fetch(tuple(sources))
         prints = Fingerprints(

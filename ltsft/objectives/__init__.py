@@ -14,6 +14,9 @@ from ltsft.config import Source, TargetTask
 from ltsft.labelled_measures import Sentence
 from ltsft.sources import OnError
 
+Belief = tuple[float, Tensor]
+"""What a model believes: a weight and log-probabilities, (items, outcomes), of the answers to each item."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -117,6 +120,33 @@ class TargetObjective(Objective, Protocol):
 
         Raises:
             SourceError: a label is not in the label set.
+        """
+        ...
+
+    def words(self, example: Any) -> list[tuple[int, int]]:
+        """Give the sub-words of each word that augmentation may change, as (first, last + 1), in order."""
+        ...
+
+    def respelled(self, example: Any, words: Sequence[tuple[int, ...]]) -> Any:
+        """Give an example with these sub-words for its `words`, one entry each; all else is as before."""
+        ...
+
+    def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Run a model on a batch; give the scores that loss and beliefs are made of, in float32."""
+        ...
+
+    def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
+        """Give what `loss` gives, from the scores."""
+        ...
+
+    def beliefs(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor], stretches: Tensor) -> list[Belief]:
+        """Give what is believed of each item; consistency compares it between an example and its augmentation.
+
+        Args:
+            scores: from `scores`.
+            batch: what they are of.
+            stretches: for each sub-word the number of its stretch of characters, (batch, length), -1 in padding: what
+                an example and its augmentation have in common where answers are places.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import ClassVar
 
@@ -13,11 +13,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ltsft.augmentation import spliced, words_by_marks
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import Sentence
-from ltsft.objectives import Evaluation
+from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, count_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.objectives.token_classification import most_frequent
@@ -178,9 +179,34 @@ class Classification:
             batch["token_type_ids"] = padded([e.type_ids for e in examples], 0)
         return {**batch, "labels": torch.tensor([e.label for e in examples])}
 
+    def words(self, example: ClassifiedText) -> list[tuple[int, int]]:
+        """Give the sub-words of each word, as (first, last + 1), by the marks of the tokenizer."""
+        return words_by_marks(self._tokenizer, example.input_ids)
+
+    def respelled(self, example: ClassifiedText, words: Sequence[tuple[int, ...]]) -> ClassifiedText:
+        """Give the example with other sub-words for its words."""
+        spans = self.words(example)
+        types = [
+            [example.type_ids[a]] * len(word) for (a, _), word in zip(spans, words, strict=True) if example.type_ids
+        ]
+        ids = spliced(example.input_ids, spans, words)
+        return replace(example, input_ids=ids, type_ids=spliced(example.type_ids, spans, types) if types else ())
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the mean cross-entropy, in nats."""
-        return functional.cross_entropy(self._logits(model, batch), batch["labels"])
+        return self.loss_of(self.scores(model, batch), batch)
+
+    def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Give the logits, (batch, labels), in float32."""
+        return (self._logits(model, batch),)
+
+    def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
+        """Give what `loss` gives, from the scores."""
+        return functional.cross_entropy(scores[0], batch["labels"])
+
+    def beliefs(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor], stretches: Tensor) -> list[Belief]:
+        """Give the log-probabilities of the labels of each example."""
+        return [(1.0, functional.log_softmax(scores[0], dim=-1))]
 
     @staticmethod
     def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -7,7 +7,8 @@ right universal relation; punctuation counts, and what follows a colon in a rela
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, cast
 
@@ -16,11 +17,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ltsft.augmentation import spliced
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
-from ltsft.objectives import Evaluation
+from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.biaffine import BiaffineParser, new_parser
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
@@ -139,15 +141,17 @@ class DependencyParsing:
             subwords = self._shortened(cast(list[list[int]], encoded["input_ids"]))
             ids = [self._tokenizer.cls_token_id, *(i for word in subwords for i in word), self._tokenizer.sep_token_id]
             places = [0, *(n for n, word in enumerate(subwords, start=1) for _ in word), -1]
-            relations = tuple(self._relation(name) for name in row.deprels)
+            relations = tuple(self._relation(name, row) for name in row.deprels)
             made.append(ParsedSentence(number, tuple(ids), tuple(places), row.heads, relations))
         return made
 
-    def _relation(self, name: str) -> int:
+    def _relation(self, name: str, row: Row) -> int:
         try:
             return self._number[universal(name)]
         except KeyError:
-            raise SourceError(f"relation {name!r} is not in the label set ({', '.join(self.labels)})") from None
+            raise SourceError(
+                f"{row.source}:{row.line}: relation {name!r} is not in the label set ({', '.join(self.labels)})"
+            ) from None
 
     def _shortened(self, subwords: list[list[int]]) -> list[list[int]]:
         room = self._max_length - 2
@@ -194,9 +198,35 @@ class DependencyParsing:
             "relations": padded([e.relations for e in examples], IGNORE),
         }
 
+    def words(self, example: ParsedSentence) -> list[tuple[int, int]]:
+        """Give the sub-words of each word that has one, as (first, last + 1)."""
+        firsts = [i for i, place in enumerate(example.places) if place > 0 and place != example.places[i - 1]]
+        return list(pairwise([*firsts, len(example.input_ids) - 1])) if firsts else []
+
+    def respelled(self, example: ParsedSentence, words: Sequence[tuple[int, ...]]) -> ParsedSentence:
+        """Give the sentence with other sub-words for its words."""
+        spans = self.words(example)
+        places = [[example.places[a]] * len(word) for (a, _), word in zip(spans, words, strict=True)]
+        ids = spliced(example.input_ids, spans, words)
+        return replace(example, input_ids=ids, places=spliced(example.places, spans, places))
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the cross-entropy of heads plus that of relations to the gold heads, means over words, in nats."""
-        arcs, relations = self._scores(cast(BiaffineParser, model), batch)
+        return self.loss_of(self.scores(model, batch), batch)
+
+    def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Score all heads, and the relations to the gold heads: (batch, words, words + 1), (words, relations)."""
+        return self._scores(cast(BiaffineParser, model), batch)
+
+    def beliefs(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor], stretches: Tensor) -> list[Belief]:
+        """Give the log-probabilities of the heads of each word, and of the relations to its gold head."""
+        arcs, relations = scores
+        heads = functional.log_softmax(arcs[batch["heads"] != IGNORE], dim=-1)
+        return [(1.0, heads), (1.0, functional.log_softmax(relations, dim=-1))]
+
+    def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
+        """Give what `loss` gives, from the scores."""
+        arcs, relations = scores
         where = batch["heads"] != IGNORE
         arc_loss = functional.cross_entropy(arcs[where], batch["heads"][where])
         return arc_loss + functional.cross_entropy(relations, batch["relations"][where])

@@ -27,6 +27,7 @@ from ltsft.objectives.documents import (
 
 LINES_AT_ONCE = 1000
 SEQUENCES_AT_ONCE = 32
+ROWS_AT_ONCE = 16
 SHORTEST_PIECE = 3  # a cls, a sub-word and a sep
 
 
@@ -89,7 +90,7 @@ class MaskedLM:
         if "documents" in batch:
             more["attention_mask"] = attention_within(batch["documents"])
         logits = masked_logits(model, batch["input_ids"], batch["masked"], **more)  # (masked, vocabulary)
-        total = functional.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        total: Tensor = _CrossEntropy.apply(logits, batch["labels"])
         return total / max(len(batch["labels"]), 1)
 
     @torch.no_grad()
@@ -105,6 +106,30 @@ class MaskedLM:
             counted += masked
         loss = total / max(counted, 1)
         return Evaluation(score=-loss, metrics={"loss": loss})
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of rows of logits, (n, classes), which are overwritten: with 120,000 classes each copy
+    that torch's own would make counts. Its values and gradients are torch's, bit for bit.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        ctx.dtype = logits.dtype
+        logits = logits.float()
+        log_probabilities = torch.log_softmax(logits, -1, out=logits)
+        ctx.save_for_backward(log_probabilities, labels)
+        return functional.nll_loss(log_probabilities, labels, reduction="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        log_probabilities, labels = ctx.saved_tensors
+        for start in range(0, len(labels), ROWS_AT_ONCE):
+            rows = log_probabilities[start : start + ROWS_AT_ONCE]
+            places = labels[start : start + ROWS_AT_ONCE, None]
+            of_rows = torch.zeros_like(rows).scatter_(1, places, -gradients[0].expand(len(rows), 1))
+            torch.ops.aten._log_softmax_backward_data.out(of_rows, rows, -1, rows.dtype, out=rows)
+        return log_probabilities.to(ctx.dtype), None
 
 
 def masked_logits(model: nn.Module, input_ids: Tensor, masked: Tensor, **more: Tensor) -> Tensor:

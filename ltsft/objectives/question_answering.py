@@ -6,7 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -15,10 +15,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ltsft.augmentation import spliced, words_by_marks
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.labelled_measures import Sentence
-from ltsft.objectives import Evaluation
+from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, no_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.records import Record, read_records
@@ -31,6 +32,8 @@ QUESTION_SHARE = 0.5
 """The most of a window that a question may take; the end of a longer one is left out."""
 LONGEST_ANSWER = 30
 """Sub-words of an answer, at most."""
+SMALLEST = 1e-12
+"""Probability that stands for none, so that it has a logarithm."""
 CANDIDATES = 20
 """Best starts and best ends of a window that are tried together."""
 
@@ -221,9 +224,41 @@ class QuestionAnswering:
         starts, ends = torch.tensor([e.start for e in examples]), torch.tensor([e.end for e in examples])
         return {**batch, "starts": starts, "ends": ends}
 
+    def words(self, example: Window) -> list[tuple[int, int]]:
+        """Give the sub-words of each word, as (first, last + 1), by the marks of the tokenizer."""
+        return words_by_marks(self._tokenizer, example.input_ids)
+
+    def respelled(self, example: Window, words: Sequence[tuple[int, ...]]) -> Window:
+        """Give the window with other sub-words for its words; it can be run, but not scored: it has no answer."""
+        spans = self.words(example)
+        types = [
+            [example.type_ids[a]] * len(word) for (a, _), word in zip(spans, words, strict=True) if example.type_ids
+        ]
+        ids = spliced(example.input_ids, spans, words)
+        type_ids = spliced(example.type_ids, spans, types) if types else ()
+        return replace(example, input_ids=ids, type_ids=type_ids, offsets=(), start=0, end=0)
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the mean of the cross-entropies of start and end, in nats."""
-        starts, ends = self._logits(model, batch)
+        return self.loss_of(self.scores(model, batch), batch)
+
+    def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Give the logits of start and end, each (batch, length), in float32."""
+        return self._logits(model, batch)
+
+    def beliefs(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor], stretches: Tensor) -> list[Belief]:
+        """Give the log-probabilities of start and end, by stretch: the sum over the sub-words that are in it."""
+        count = int(stretches.max()) + 1
+        made = []
+        for logits in scores:
+            shares = functional.softmax(logits, dim=-1).masked_fill(stretches < 0, 0.0)
+            summed = shares.new_zeros(len(shares), count).scatter_add(1, stretches.clamp(min=0), shares)
+            made.append((0.5, summed.clamp(min=SMALLEST).log()))
+        return made
+
+    def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
+        """Give what `loss` gives, from the scores."""
+        starts, ends = scores
         return (functional.cross_entropy(starts, batch["starts"]) + functional.cross_entropy(ends, batch["ends"])) / 2
 
     @staticmethod

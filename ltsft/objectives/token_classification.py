@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -13,12 +14,13 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ltsft.augmentation import spliced
 from ltsft.base import Base
 from ltsft.columns import TaggedRow, read_tagged
 from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
-from ltsft.objectives import Evaluation
+from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.lengths import like_lengths
 from ltsft.sources import OnError, read_rows
@@ -105,8 +107,20 @@ class TokenClassification:
         return Sentence(PurePosixPath(row.source).name, row.line, row.words, row.labels)
 
     def examples(self, rows: Iterable[TaggedRow]) -> list[TaggedPiece]:
-        """Turn rows into pieces; see `encode`."""
-        return self.encode((row.words, row.labels) for row in rows)
+        """Turn rows into pieces; see `encode`.
+
+        Raises:
+            SourceError: a label is not in the label set.
+        """
+        return self.encode((row.words, row.labels) for row in map(self._known, rows))
+
+    def _known(self, row: TaggedRow) -> TaggedRow:
+        for label in row.labels:
+            if label not in self._number:
+                raise SourceError(
+                    f"{row.source}:{row.line}: label {label!r} is not in the label set ({', '.join(self.labels)})"
+                )
+        return row
 
     @classmethod
     def majority(cls, rows: Iterable[TaggedRow]) -> str | None:
@@ -174,11 +188,35 @@ class TokenClassification:
         mask = torch.arange(longest) < torch.tensor([len(e.input_ids) for e in examples]).unsqueeze(1)
         return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
 
+    def words(self, example: TaggedPiece) -> list[tuple[int, int]]:
+        """Give the sub-words of each word that has one, as (first, last + 1)."""
+        firsts = [place for place, label in enumerate(example.labels) if label != IGNORE]
+        return list(pairwise([*firsts, len(example.input_ids) - 1])) if firsts else []
+
+    def respelled(self, example: TaggedPiece, words: Sequence[tuple[int, ...]]) -> TaggedPiece:
+        """Give the piece with other sub-words for its words; the label goes to the first of each."""
+        spans = self.words(example)
+        labels = [(example.labels[a], *[IGNORE] * (len(word) - 1)) for (a, _), word in zip(spans, words, strict=True)]
+        ids = spliced(example.input_ids, spans, words)
+        return replace(example, input_ids=ids, labels=spliced(example.labels, spans, labels))
+
+    def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Give the logits, (batch, length, labels), in float32."""
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return (logits.float(),)
+
+    def beliefs(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor], stretches: Tensor) -> list[Belief]:
+        """Give the log-probabilities of the labels of each word, at its first sub-word."""
+        return [(1.0, functional.log_softmax(scores[0][batch["labels"] != IGNORE], dim=-1))]
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Give the mean cross-entropy over labelled words, in nats; 0 where no word of the batch has a sub-word."""
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return self.loss_of(self.scores(model, batch), batch)
+
+    def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
+        """Give what `loss` gives, from the scores."""
         labels = batch["labels"].flatten()
-        total = functional.cross_entropy(logits.float().flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
+        total = functional.cross_entropy(scores[0].flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
         return total / (labels != IGNORE).sum().clamp(min=1)
 
     @torch.no_grad()

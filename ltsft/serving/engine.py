@@ -25,11 +25,13 @@ from ltsft.files import load_sft
 from ltsft.fitting import Part, check_parts
 from ltsft.methods.registry import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
-from ltsft.resident import RULES, Resident
+from ltsft.resident import Resident
+from ltsft.rules import RULES
 from ltsft.serving.answers import READERS, Piece, Reader
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
 from ltsft.sft import SFT
+from ltsft.weights import largest_weight, weight_problem
 
 __all__ = ["Admitted", "Engine"]
 
@@ -160,6 +162,9 @@ class Engine:
 
     def _fetched(self, part: ComposedPart, source: ReleaseSource, resident: Resident) -> SFT:
         """Give an SFT, checked against the release, the base and the model; fetched once for all releases."""
+        encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
+        if problem := weight_problem(part.weight, encoder):
+            raise CompositionError(f"{part.subject}: {problem}")
         packed = self._packed.get(part.sha256)
         if packed is None:
             folder = source.fetch(part)
@@ -169,7 +174,6 @@ class Engine:
                 raise ReleaseError(
                     f"{sft.title} is an adapter of {sft.method}, which cannot be served; release lt_sft or lora"
                 )
-            encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
             check_parts([(sft, part.weight)], encoder, base=self._base.ref)
             packed = self._packed[part.sha256] = pack_sft(sft)
         return packed
@@ -177,7 +181,8 @@ class Engine:
 
 def _refuse_huge(composition: Composition, parts: Iterable[Part]) -> None:
     """Refuse diffs that could make a weight infinite: that must not come out while a request waits."""
-    bound = sum(abs(weight) * sft.diffs.largest for sft, weight in parts if isinstance(sft.diffs, PackedDiffs))
+    packed = ((sft.diffs, largest_weight(weight)) for sft, weight in parts if isinstance(sft.diffs, PackedDiffs))
+    bound = sum(diffs.largest * weight for diffs, weight in packed)
     if not bound < _LARGEST:
         raise CompositionError(
             f"{composition.slot}: its diffs add up to {bound:.3g}, at most {_LARGEST:g} is served; train it again"

@@ -45,6 +45,12 @@ def project_file(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         sources[codes[1]] = {split: file.replace("qaa", codes[1]) for split, file in sources["qaa"].items()}
     project["target_tasks"]["nli"]["order"] = "sequential"
     project["recipes"] = dict.fromkeys(["language", *project["target_tasks"]], recipe)
+    words = folder / "data" / "words.tsv"
+    words.write_text("vagolin\trena\n", encoding="utf-8")
+    augmentations = {"noise": {}, "code_switch": {"words": f"tsv:{words.name}"}}
+    for name in ("ner", "nli", "qa"):
+        consistency = {"example": 1.0, "model": 1.0, "augmentations": augmentations}
+        project["recipes"][name] = {**recipe, "consistency": consistency}
     few = {"min_sentences": 4, "max_label_share": 1.0, "min_labels_present": 0.0, "min_label_agreement": 0.0}
     project["gates"]["labelled"] |= few
     project["store"] = {"folder": str(folder / "store")}
@@ -89,6 +95,7 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
     for code in codes:
         change = metrics[f"forgetting.after.{code}"] - metrics[f"forgetting.before.{code}"]
         assert metrics[f"forgetting.change.{code}"] == pytest.approx(change)
+    assert metrics["sparse.model_consistency"] > 0.0
     sizes = {cell.target_task: cell.test_size for cell in matrix.cells if cell.language == "qaa"}
     assert sizes["pos"] == sizes["dp"] == words
     assert (sizes["nli"], sizes["qa"]) == (30, 10)

@@ -9,13 +9,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForMaskedLM,
     AutoModelForTokenClassification,
     BertConfig,
+    BertForMaskedLM,
     DistilBertConfig,
     ModernBertConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     XLMRobertaConfig,
 )
 
@@ -103,6 +106,34 @@ def bits() -> Callable[[PreTrainedModel], dict[str, bytes]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def unigram_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny, untrained BERT whose tokenizer is a unigram model: words can be cut in several ways."""
+    folder = tmp_path_factory.mktemp("unigram")
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces = {"\u2581": -3.0, **{letter: -4.0 - i / 10 for i, letter in enumerate("bdklmnrsteioaABKv.,?")}}
+    pairs = [first + second for first in "bdklmnrst" for second in "ei"]
+    pieces |= {f"\u2581{pair}": -4.0 for pair in pairs} | dict.fromkeys(pairs, -6.0)
+    vocabulary = [(token, 0.0) for token in special] + list(pieces.items())
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"cls": "<s>", "bos": "<s>", "pad": "<pad>", "sep": "</s>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, **{f"{name}_token": token for name, token in names.items()}
+    )
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    BertForMaskedLM(
+        BertConfig(vocab_size=len(fast), max_position_embeddings=64, pad_token_id=1, **sizes)
+    ).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

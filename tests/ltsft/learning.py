@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ltsft.augmentation import Augmenter
 from ltsft.config import Phase, Recipe
+from ltsft.consistency import Consistency
+from ltsft.consistent import Consistent
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.train import TrainingData
@@ -53,3 +56,17 @@ def tagging(
     objective = TokenClassification(tokenizer, labels=LABELS, max_length=LENGTH)
     examples = objective.encode(make_sentences(64, seed=2, words=words))
     return objective, TrainingData(examples, objective.encode(make_sentences(16, seed=3)))
+
+
+WORDS = {word: (f"{word[:2]}v",) for (sentence, _) in make_sentences(16, seed=2) for word in sentence if word != "."}
+ALL = {"subword_sampling": {}, "noise": {}, "code_switch": {"words": "tsv:/none.tsv"}}
+
+
+def consistent_tagging(
+    tokenizer: PreTrainedTokenizerBase, *, augmentations: Any = None, **weights: float
+) -> tuple[Consistent, TrainingData]:
+    """The same small tagging task with consistency; all augmentations unless told otherwise."""
+    objective, data = tagging(tokenizer)
+    settings = Consistency.model_validate({**weights, "augmentations": augmentations or ALL})
+    augmenter = Augmenter(tokenizer, settings.augmentations, [WORDS])
+    return Consistent(objective, settings, augmenter, max_length=LENGTH), data

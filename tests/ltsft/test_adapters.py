@@ -282,7 +282,6 @@ def hidden_states(model: PreTrainedModel, input_ids: Tensor, adapters: list[SFT]
     return states
 
 
-@torch.no_grad()
 def test_mad_x_computes_what_its_equations_say(learn: Learn, base: Base, learning: ModuleType) -> None:
     language, task = learn("mad_x", "language"), learn("mad_x")
     ids = batch_of(base, learning)["input_ids"]

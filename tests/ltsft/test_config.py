@@ -203,19 +203,15 @@ def test_the_recipe_of_a_seed_holds_everything_but_the_other_seeds() -> None:
     recipe = Recipe(density=0.5, seeds=(3, 4))
     values = recipe.of_seed(4)
     assert values["seed"] == 4
-    neutral = {
-        "values",
-        "processes",
-        "head",
-        "rank",
-        "variance",
-        "high_order",
-        "reduction",
-    }  # what is left as it is changes no key
+    added = {"rank", "variance", "high_order", "reduction", "disjoint", "consistency"}
+    neutral = {"values", "processes", "head", *added}  # what is left as it is changes no key
     assert set(values) == {*Recipe.model_fields, "seed"} - {"seeds"} - neutral
     head = {"min_steps": 5, "learning_rate": 1e-3}
-    changed = Recipe.model_validate({"density": 0.5, "values": "bfloat16", "processes": 2, "head": head}).of_seed(4)
+    changed = Recipe.model_validate(
+        {"density": 0.5, "values": "bfloat16", "processes": 2, "head": head, "disjoint": True}
+    ).of_seed(4)
     assert (changed["values"], changed["processes"], changed["head"]["min_steps"]) == ("bfloat16", 2, 5)
+    assert changed["disjoint"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ltsft.config import Project, load_project
+from ltsft.errors import ConfigError
 from ltsft.plan import Fingerprints, Plan, make_plan, products
 
 ENCODER, HEAD, TOKENIZER = "e" * 64, "h" * 64, "t" * 64
@@ -163,6 +164,25 @@ def test_a_learning_rate_makes_what_is_learnt_with_it_stale(
     assert languages["language bb"] == ("recipe changed: full.learning_rate 0.001 -> 0.5",)
 
 
+def test_consistency_is_another_recipe_and_its_word_lists_count_by_what_is_in_them(
+    reload: Reload, tiny_project: Path, prints: Fingerprints, existing: list[Done]
+) -> None:
+    folder = tiny_project.parent / "data"
+    for name in ("here", "there"):
+        (folder / f"{name}.tsv").write_text("dog\thund\n", encoding="utf-8")
+    switch = "recipes.pos.consistency={{augmentations: {{code_switch: {{words: 'tsv:{}.tsv'}}}}}}"
+    here, there = (reload(switch.format(name)) for name in ("here", "there"))
+    lists = {str(s): "list" for project in (here, there) for s in project.recipes["pos"].consistency.sources}  # type: ignore[union-attr]
+    known = replace(prints, sources={**prints.sources, **lists})
+    found = stale(make_plan(here, known, existing))
+    assert set(found) == TASK_AND_CELLS
+    assert found["task pos aa seed 1"][0] == "bilingual word list changed"
+    done = made(here, known)
+    assert not stale(make_plan(there, known, done)), "where it lies is no part of the key"
+    other = replace(known, sources={**known.sources, **dict.fromkeys(lists, "other words")})
+    assert stale(make_plan(here, other, done))["task pos aa seed 1"] == ("bilingual word list changed",)
+
+
 def test_another_seed_is_another_task_sft(reload: Reload, prints: Fingerprints, existing: list[Done]) -> None:
     found = stale(make_plan(reload("recipes.pos.seeds=[1, 2]"), prints, existing))
     cells = {f"cell pos {code}" for code in ("aa", "bb", "cc")}
@@ -287,3 +307,35 @@ def test_how_files_are_read_is_part_of_what_is_made_of_them(
     assert "names of labels changed" in told["cell pos bb"]
     assert told["task pos aa seed 1"] == ("names of labels changed",)
     assert not {subject for subject in told if subject.startswith("language")}
+
+
+def test_how_sfts_are_composed_makes_cells_stale_and_what_is_left_as_it_is_changes_no_key(
+    tiny_project: Path, project: Project, prints: Fingerprints, existing: list[Done]
+) -> None:
+    said = load_project(tiny_project, overrides=["composition={rule: sum, weights: {language: 1, task: 1.0}}"])
+    assert not make_plan(said, prints, existing).stale
+
+    other = load_project(tiny_project, overrides=["composition.rule=ties"])
+    assert stale(make_plan(other, prints, existing)) == dict.fromkeys(
+        [name for name in ALL if name.startswith("cell")], ("composition rule changed",)
+    )
+
+    own = load_project(tiny_project, overrides=["composition.by_language={bb: {language: {embeddings: 0.5}}}"])
+    assert stale(make_plan(own, prints, existing)) == {"cell pos bb": ("composition weights changed",)}
+
+    disjoint = load_project(tiny_project, overrides=["recipes.pos.disjoint=true"])
+    assert set(stale(make_plan(disjoint, prints, existing))) == TASK_AND_CELLS
+
+
+def test_a_composition_that_cannot_be_is_refused_with_what_is_allowed(tiny_project: Path) -> None:
+    composition = "composition={rule: add, weights: {language: .inf}, by_language: {xx: {}}}"
+    wrong = [composition, "recipes.language.disjoint=true"]
+    with pytest.raises(ConfigError) as refused:
+        load_project(tiny_project, overrides=wrong)
+    for line in (
+        "composition.rule: there is no such composition rule; allowed are sum, ties, ties_sum, got 'add'",
+        "composition.weights.language",
+        "composition.by_language.xx: not in languages",
+        "recipes.language.disjoint: must be false",
+    ):
+        assert line in str(refused.value)

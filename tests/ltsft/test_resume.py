@@ -23,6 +23,7 @@ KILLS: dict[str, list[dict[str, Any]]] = {
         {"at": ["sparse", 8], "once": "1-sparse"},
     ],
     "task": [{"at": ["head", 2]}, {"at": ["full", 3]}, {"at": ["selection", 0]}, {"at": ["sparse", 6]}],
+    "consistent": [{"at": ["full", 3]}, {"at": ["sparse", 4]}],  # with augmentations and a frozen first stage
     "deft_x": [{"at": ["selection", 0]}, {"at": ["sparse", 2]}],
     "rand_sft": [{"at": ["selection", 0]}, {"at": ["sparse", 5]}],
     "mad_x": [{"at": ["full", 3]}, {"at": ["full", 5]}],
@@ -44,6 +45,7 @@ RESTARTS = {
         ["sparse", 8],
     ],
     "task": [["head", 1], ["head", 2], ["full", 3], ["selection", 0], ["sparse", 6]],
+    "consistent": [["head", 1], ["full", 3], ["sparse", 4]],
     "deft_x": [["head", 1], ["selection", 0], ["sparse", 2]],
     "rand_sft": [["head", 1], ["selection", 0], ["sparse", 5]],
     "mad_x": [["head", 1], ["full", 3], ["full", 5]],
@@ -63,15 +65,15 @@ def run_jobs(jobs: list[dict[str, Any]], file: Path, *, hash_seed: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(tiny_base: Path, unigram_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders with a training of each kind: undisturbed, and killed again and again."""
     root = tmp_path_factory.mktemp("resume")
     for name, hash_seed in (("undisturbed", "1"), ("killed", "2")):
         jobs = [
             {
-                "kind": kind if kind in ("language", "task") else "task",
-                "method": kind if kind not in ("language", "task") else "lt_sft",
-                "base": str(tiny_base),
+                "kind": kind if kind in ("language", "task", "consistent") else "task",
+                "method": kind if kind not in ("language", "task", "consistent") else "lt_sft",
+                "base": str(unigram_base if kind == "consistent" else tiny_base),
                 "folder": str(root / name / kind),
                 "kills": KILLS[kind] if name == "killed" else [],
             }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import load_base
+from ltsft.columns import TaggedRow
 from ltsft.errors import SourceError
 from ltsft.objectives.token_classification import IGNORE, SUBWORDS_AT_ONCE, TaggedPiece, TokenClassification
 
@@ -85,6 +86,8 @@ def test_a_word_longer_than_a_piece_keeps_its_first_subwords(tokenizer: PreTrain
 def test_an_unknown_label_is_refused_by_name(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(SourceError, match=r"label 'SYM' is not in the label set \(NOUN, VERB, PUNCT\)"):
         objective(tokenizer).encode([(["bado"], ["SYM"])])
+    with pytest.raises(SourceError, match=r"conllu:f:7: label 'SYM' is not in the label set"):
+        objective(tokenizer).examples([TaggedRow(("bado",), ("SYM",), 7, "conllu:f", "bado")])
 
 
 class Oracle(nn.Module):

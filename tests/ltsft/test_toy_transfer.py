@@ -1,13 +1,14 @@
-"""On the artificial family, composing a language SFT with a task SFT beats the task SFT alone."""
+"""The claims of LT-SFT on the artificial family: composed beats the task SFT alone, and sparse beats dense."""
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 
-from ltsft.base import load_base
+from ltsft.base import Base, load_base
 from ltsft.compose import composed
 from ltsft.config import Phase, Recipe, Source
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
@@ -32,46 +33,44 @@ SMALL = ToyConfig(
     train=800,
     base=BaseSettings(steps=700),
 )
-MARGIN = 0.05
-"""Mean gain over the unseen languages that is asked for, in accuracy.
+GAIN = 0.05
+"""Mean gain of composing over the unseen languages that is asked for, in accuracy.
 
 The families of the seeds 1 to 4 gave 0.25, 0.19, 0.27 and 0.14; the demo is larger and is to give 0.10 at least.
 """
+SPARSE, DENSE = (0.05, 0.3), 1.0
+LITTLE_TEXT = 400
+"""Lines of raw text, of the 2,000 that there are."""
 
 
 def phase(steps: int, rate: float) -> Phase:
     return Phase(epochs=1, min_steps=steps, max_steps=steps, learning_rate=rate)
 
 
-def test_composed_beats_task_only_on_unseen_languages(tmp_path: Path) -> None:
-    folder = make_toy(tmp_path / "toy", SMALL)
-    base = load_base(str(folder / BASE))
-    tagging = TokenClassification(base.tokenizer, labels=LABELS, max_length=64)
+class Family:
+    """The artificial family with its base, and how its SFTs are learnt and scored."""
 
-    def pieces(code: str, split: str) -> list[TaggedPiece]:
-        source = Source(scheme="conllu", location=str(folder / "treebanks" / code / f"{split}.conllu.gz"))
-        return tagging.encode((row.words, row.upos) for row in read_rows(source))
+    def __init__(self, folder: Path) -> None:
+        self.folder = make_toy(folder / "toy", SMALL)
+        self.work = folder
+        self.base: Base = load_base(str(self.folder / BASE))
+        self.tagging = TokenClassification(self.base.tokenizer, labels=LABELS, max_length=64)
+        self._model = self.tagging.build_model(self.base, seed=0)
+        self._model.train(False)
 
-    def language_sft(code: str) -> SFT:
-        work = tmp_path / code
+    def pieces(self, code: str, split: str) -> list[TaggedPiece]:
+        source = Source(scheme="conllu", location=str(self.folder / "treebanks" / code / f"{split}.conllu.gz"))
+        return self.tagging.encode((row.words, row.upos) for row in read_rows(source))
+
+    def language_sft(self, code: str, recipe: Recipe, *, lines: int | None = None) -> SFT:
+        work = self.work / f"{code}-{recipe.density}-{lines}"
         work.mkdir()
-        source = Source(scheme="text", location=str(folder / "text" / f"{code}.txt.gz"))
-        packed = pack_text(read_text([source]), base.tokenizer, max_length=32, file=work / "tokens")
-        recipe = Recipe(
-            density=0.3,
-            full=phase(100, 2e-2),
-            sparse=phase(100, 2e-2),
-            batch_size=32,
-            max_length=32,
-            mask_probability=0.2,
-            warmup=0.1,
-            dropout=0.0,
-            evaluations=1,
-            freeze=("encoder.*",),
-        )
+        source = Source(scheme="text", location=str(self.folder / "text" / f"{code}.txt.gz"))
+        text = islice(read_text([source]), lines)
+        packed = pack_text(text, self.base.tokenizer, max_length=recipe.max_length, file=work / "tokens")
         return train_sft(
-            base,
-            MaskedLM(base.tokenizer, mask_probability=recipe.mask_probability),
+            self.base,
+            MaskedLM(self.base.tokenizer, mask_probability=recipe.mask_probability),
             kind="language",
             subject=code,
             recipe=recipe,
@@ -81,32 +80,57 @@ def test_composed_beats_task_only_on_unseen_languages(tmp_path: Path) -> None:
             device="cpu",
         )
 
-    source_sft = language_sft("qaa")
-    recipe = Recipe(
-        density=0.2, full=phase(150, 1e-3), sparse=phase(150, 1e-3), batch_size=16, max_length=64, warmup=0.1
-    )
-    task = train_sft(
-        base,
-        tagging,
-        kind="task",
-        subject="pos",
-        recipe=recipe,
-        seed=1,
-        data=TrainingData(pieces("qaa", "train"), pieces("qaa", "dev")),
-        folder=tmp_path / "task",
-        applied=[source_sft],
-        device="cpu",
-    )
-    model = tagging.build_model(base, seed=0)
-    model.train(False)
+    def task_sft(self, source: SFT) -> SFT:
+        return train_sft(
+            self.base,
+            self.tagging,
+            kind="task",
+            subject="pos",
+            recipe=Recipe(
+                density=0.2, full=phase(150, 1e-3), sparse=phase(150, 1e-3), batch_size=16, max_length=64, warmup=0.1
+            ),
+            seed=1,
+            data=TrainingData(self.pieces("qaa", "train"), self.pieces("qaa", "dev")),
+            folder=self.work / f"task-{source.density}-{source.details['recipe']['freeze']}",
+            applied=[source],
+            device="cpu",
+        )
 
-    def score(code: str, *parts: SFT) -> float:
-        with composed(model, [(part, 1.0) for part in parts], base=base.ref):
-            return tagging.evaluate(model, pieces(code, "test")).score
+    def score(self, code: str, *parts: SFT) -> float:
+        with composed(self._model, [(part, 1.0) for part in parts], base=self.base.ref):
+            return self.tagging.evaluate(self._model, self.pieces(code, "test")).score
 
-    gains = {code: score(code, language_sft(code), task) - score(code, task) for code in SMALL.unseen_codes}
-    assert score("qaa", source_sft, task) > 0.9
-    assert fmean(gains.values()) > MARGIN, gains
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(tmp_path_factory.mktemp("family"))
+
+
+def language_recipe(density: float, steps: int, rate: float, freeze: tuple[str, ...]) -> Recipe:
+    return Recipe(
+        density=density,
+        full=phase(steps, rate),
+        sparse=phase(steps, rate),
+        batch_size=32,
+        max_length=32,
+        mask_probability=0.2,
+        warmup=0.1,
+        dropout=0.0,
+        evaluations=1,
+        freeze=freeze,
+    )
+
+
+def test_composed_beats_task_only_on_unseen_languages(family: Family) -> None:
+    recipe = language_recipe(0.3, 100, 2e-2, ("encoder.*",))
+    source = family.language_sft("qaa", recipe)
+    task = family.task_sft(source)
+    gains = {
+        code: family.score(code, family.language_sft(code, recipe), task) - family.score(code, task)
+        for code in SMALL.unseen_codes
+    }
+    assert family.score("qaa", source, task) > 0.9
+    assert fmean(gains.values()) > GAIN, gains
 
 
 @pytest.fixture(autouse=True)

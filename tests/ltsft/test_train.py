@@ -17,6 +17,7 @@ from ltsft.compose import composed
 from ltsft.config import Phase
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.files import load_sft, save_sft
+from ltsft.interference import interference
 from ltsft.sft import SFT
 from ltsft.train import Progress, TrainingData, derive_seed, train_sft
 
@@ -60,7 +61,7 @@ def learn(base: Base, learning: ModuleType, tmp_path: Path) -> Learn:
     count = 0
 
     def run(
-        kind: str, recipe: Any, *, seed: int = 1, words: int | None = None, applied: tuple[SFT, ...] = ()
+        kind: str, recipe: Any, *, seed: int = 1, words: int | None = None, applied: tuple[SFT, ...] = (), **more: Any
     ) -> tuple[SFT, Watch]:
         nonlocal count
         count += 1
@@ -84,6 +85,7 @@ def learn(base: Base, learning: ModuleType, tmp_path: Path) -> Learn:
             source_languages=("aa",) if kind == "task" else (),
             device="cpu",
             on_progress=watch.report,
+            **more,
         )
         return sft, watch
 
@@ -181,6 +183,22 @@ def test_a_task_sft_is_the_difference_to_base_plus_source_sft(
         for name, p in tagger.base_model.named_parameters():
             torch.testing.assert_close(p, watch.encoders[-1][name], rtol=0, atol=1e-6)
         assert torch.equal(tagger.classifier.weight, task.head["classifier.weight"])
+
+
+def test_a_disjoint_task_sft_shares_no_weight_with_the_source_languages_and_keeps_k(
+    learn: Learn, learning: ModuleType
+) -> None:
+    language, _ = learn("language", learning.make_recipe())
+    recipe = learning.make_recipe(disjoint=True)
+    task, _ = learn("task", recipe, applied=[language], apart_from=[language])
+    plain, _ = learn("task", learning.make_recipe(), applied=[language], apart_from=[language])
+
+    met = interference(language, task).overall
+    assert met.intersection == 0
+    assert task.support_size == plain.support_size == language.support_size
+    assert interference(language, plain).overall.intersection > 0
+    with pytest.raises(ConfigError, match="disjoint leaves"):
+        learn("task", learning.make_recipe(disjoint=True, density=0.9), applied=[language], apart_from=[language])
 
 
 def test_the_head_is_trained_whole_and_output_embeddings_stay(learn: Learn, learning: ModuleType, base: Base) -> None:

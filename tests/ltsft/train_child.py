@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import make_recipe, masked_lm, tagging
+from learning import consistent_tagging, make_recipe, masked_lm, tagging
 from transformers.utils import logging
 
 from ltsft.base import load_base
@@ -64,7 +64,10 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
         if [progress.stage, progress.step] == place.get("at") and (folder / place.get("once", ".")).exists():
             die()
 
-    objective, data = masked_lm(base.tokenizer, folder) if language else tagging(base.tokenizer)
+    if job["kind"] == "consistent":
+        objective, data = consistent_tagging(base.tokenizer, example=5.0, model=1.0)
+    else:
+        objective, data = masked_lm(base.tokenizer, folder) if language else tagging(base.tokenizer)
     more: dict[str, Any] = (
         {"iterations": 2} if language else {"accumulation": 2, "head": Phase(min_steps=3, max_steps=3)}
     )
@@ -72,7 +75,7 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
     sft = train_sft(
         base,
         objective,
-        kind=job["kind"],
+        kind="language" if language else "task",
         subject="aa" if language else "pos",
         recipe=recipe,
         seed=1,

@@ -16,7 +16,7 @@ from ltsft.base import Base
 from ltsft.compose import composed
 from ltsft.errors import CompositionError, LtsftError, ReleaseError, SFTFileError
 from ltsft.files import load_sft, save_sft
-from ltsft.release import Composition, Release
+from ltsft.release import Composition, Release, parse_composition
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Admitted, Engine
 from ltsft.serving.limits import Limits
@@ -34,7 +34,7 @@ def offline(base: Base, admitted: Admitted, shelf: Any, pieces: list[Any]) -> to
     composition = admitted.composition
     model = base.token_classifier(composition.labels, seed=3).eval()
     parts = [(load_sft(shelf.fetch(part)), part.weight) for part in composition.parts]
-    with composed(model, parts, base=base.ref), torch.inference_mode():
+    with composed(model, parts, base=base.ref, rule=composition.rule), torch.inference_mode():
         return model(**admitted.reader.collate(pieces)).logits
 
 
@@ -54,6 +54,28 @@ def test_answers_have_the_bits_of_the_offline_composition_after_any_order_of_swi
         given = engine.run(admitted, pieces)
         assert torch.equal(torch.stack(given), wanted), admitted.release.slot
     assert len({wanted.numpy().tobytes() for _, wanted in expected.values()}) == len(ready)
+
+
+def test_a_composition_by_another_rule_and_weights_is_served_exactly_beside_the_plain_ones(
+    base: Base, engine: Engine, shelf: Any
+) -> None:
+    plain = admitted_all(engine, shelf)[0]
+    weights: list[Any] = [{"embeddings": 0.5, "layer.0": -1.0}, 0.75]
+    parts = tuple(
+        part.model_copy(update={"weight": weight})
+        for part, weight in zip(plain.composition.parts, weights, strict=True)
+    )
+    changed = plain.composition.model_copy(update={"parts": parts, "rule": "ties"})
+    again = parse_composition(changed.to_json(), place="a registry", key=changed.key)
+    assert again.key != plain.composition.key
+    admitted = engine.admit(Release(9, again), shelf)
+    pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
+    pieces.sort(key=lambda piece: len(piece.input_ids))
+    for one in (admitted, plain, admitted):
+        assert torch.equal(torch.stack(engine.run(one, pieces)), offline(base, one, shelf, pieces))
+    unknown = tuple(part.model_copy(update={"weight": {"layr.0": 0.5}}) for part in parts)
+    with pytest.raises(CompositionError, match="matches no parameter"):
+        engine.admit(_with(changed, parts=unknown), shelf)
 
 
 def test_alone_or_in_a_batch_a_text_gets_the_same_answer_within_rounding(engine: Engine, shelf: Any) -> None:

@@ -1,0 +1,140 @@
+"""Compare methods: make every method's part of the matrix, and say how sure one may be of each difference.
+
+Reads what `retrain` reads; writes the products of each method, each under its own key, and one MLflow run with a table
+and a plot. Killed and started again, it goes on where it was; run again, it trains and scores nothing.
+Locally: ``ltsft compare-methods PROJECT --methods lt_sft,task_only,lora --seeds 1,2,3``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from flows.making import make_cells, making
+from ltsft.comparison import Comparison, MethodScores
+from ltsft.comparison import compare_methods as compare
+from ltsft.config import ProjectRef
+from ltsft.experiment_figures import comparison_figure
+from ltsft.objectives.registry import OBJECTIVES
+from tasks.experiments import Reported, cell_steps, chosen_tasks, log_experiment, method_variant, read_cells
+from tasks.progress import show
+from tasks.records import Child
+from tasks.workspace import open_workspace
+
+
+@flow(name="compare-methods", flow_run_name="compare-methods {project.file}", validate_parameters=True)
+def compare_methods(
+    project: ProjectRef,
+    methods: list[str],
+    reference: str = "lt_sft",
+    seeds: list[int] | None = None,
+    target_task: str | None = None,
+    languages: list[str] | None = None,
+) -> State[Any]:
+    """Compare methods with a reference on the same data, seeds and test sentences.
+
+    Args:
+        project: the project.
+        methods: to compare.
+        reference: what the others are compared with; it is made too.
+        seeds: of the task trainings, in place of those of the recipes.
+        target_task: only this one.
+        languages: target languages; all that have test data, without source languages, when None.
+
+    Returns:
+        Completed with the tables, or Failed with them and what could not be made.
+    """
+    told: list[str] = []
+    failures: dict[str, str] = {}
+    for target in chosen_tasks(project.load(), target_task):
+        comparison, missing = _compare(project, target.name, methods, reference, seeds, languages)
+        told.append(comparison.text())
+        failures |= missing
+    message = "\n".join(told)
+    if failures:
+        lines = "\n".join(f"- {where}: {reason}" for where, reason in failures.items())
+        return Failed(message=f"{message}\n{len(failures)} could not be made:\n{lines}")
+    return Completed(message=message)
+
+
+def _compare(
+    project: ProjectRef,
+    target_task: str,
+    methods: Sequence[str],
+    reference: str,
+    seeds: Sequence[int] | None,
+    languages: Sequence[str] | None,
+) -> tuple[Comparison, dict[str, str]]:
+    names = list(dict.fromkeys([reference, *methods]))
+    variants = {
+        name: method_variant(project, target_task, name, seeds=seeds, is_reference=name == reference) for name in names
+    }
+    make = making()
+    failures: dict[str, str] = {}
+    scored: list[MethodScores] = []
+    keys: dict[str, str] = {}
+    for number, (method, ref) in enumerate(variants.items(), 1):
+        get_run_logger().info("method %d of %d: %s", number, len(variants), method)
+        show(f"method {number} of {len(variants)}: {method}")
+        workspace = open_workspace(ref)
+        target = workspace.project.target_tasks[target_task]
+        wanted = languages or [code for code in target.test if code not in target.sources]
+        missing = make_cells(make, ref, [s.product.subject for s in cell_steps(workspace, target, wanted)])
+        failures |= {f"{method}: {subject}": reason for subject, reason in missing.items()}
+        workspace = open_workspace(ref)
+        for code, (record, cell) in read_cells(workspace, cell_steps(workspace, target, wanted)).items():
+            scores = {seed: cell.metrics[f"score.seed.{seed}"] for seed in cell.outcomes}
+            scored.append(MethodScores(method, code, scores, cell.outcomes, cell.metrics.get("score_supervised")))
+            keys[f"{method} {code}"] = record.key
+    workspace = open_workspace(project)
+    gate = workspace.project.gates.release
+    comparison = compare(
+        scored,
+        reference=reference,
+        target_task=target_task,
+        metric=OBJECTIVES[workspace.project.target_tasks[target_task].objective].metric,
+        names={code: language.name for code, language in workspace.project.languages.items()},
+        confidence=gate.confidence,
+        resamples=gate.resamples,
+        gaps=failures,
+        artificial=workspace.project.artificial,
+    )
+    show(f"comparison {target_task}")
+    log_experiment(workspace, _reported(comparison, keys, failures))
+    return comparison, failures
+
+
+def _reported(comparison: Comparison, keys: dict[str, str], failures: dict[str, str]) -> Reported:
+    children: list[Child] = []
+    metrics: dict[str, float] = {}
+    for method in comparison.methods:
+        mean = comparison.row(method)
+        found = {"score": mean.score, "score_std": mean.std}
+        if mean.difference is not None:
+            d = mean.difference
+            found |= {"difference": d.difference, "difference.lower": d.lower, "difference.upper": d.upper}
+        metrics |= {f"{method}.{name}": value for name, value in found.items()}
+        found |= {f"score.{code}": comparison.row(method, code).score for code in comparison.names}
+        children.append(
+            Child(method, "method of comparison", f"comparison {comparison.target_task}", found, {"method": method})
+        )
+    return Reported(
+        name=f"comparison {comparison.target_task}",
+        kind="comparison",
+        parts={
+            "cells": keys,
+            "reference": comparison.reference,
+            "methods": list(comparison.methods),
+            "confidence": comparison.confidence,
+            "gaps": failures,
+        },
+        result=comparison,
+        figure=comparison_figure(comparison),
+        children=children,
+        metrics=metrics,
+    )

@@ -1,0 +1,141 @@
+"""Sweep densities: for each pair of densities make what is missing, score it, and put all pairs side by side.
+
+Reads what `retrain` reads; writes the SFTs and cells of each pair, each under its own key, and one MLflow run with a
+table and a plot. Killed and started again, it goes on where it was; run again, it trains and scores nothing.
+Locally: ``ltsft sweep-density PROJECT --language-densities 0.05,0.3,1 --task-densities 0.05,0.3,1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from flows.making import make_cells, making
+from ltsft.config import ProjectRef
+from ltsft.errors import LtsftError
+from ltsft.experiment_figures import sweep_figure
+from ltsft.objectives.registry import OBJECTIVES
+from ltsft.sweep import DensitySweep, ScoredCell, sweep_points
+from tasks.experiments import (
+    Reported,
+    cell_steps,
+    chosen_tasks,
+    density_variant,
+    log_experiment,
+    measure_fit,
+    read_cells,
+)
+from tasks.progress import show
+from tasks.records import Child
+from tasks.workspace import open_workspace
+
+
+@flow(name="sweep-density", flow_run_name="sweep-density {project.file}", validate_parameters=True)
+def sweep_density(
+    project: ProjectRef,
+    language_densities: list[float],
+    task_densities: list[float],
+    target_task: str | None = None,
+    languages: list[str] | None = None,
+) -> State[Any]:
+    """Sweep the densities of a project's language and task SFTs.
+
+    Args:
+        project: the project.
+        language_densities: of language SFTs, in (0, 1]; 1 is dense.
+        task_densities: of task SFTs.
+        target_task: only this one.
+        languages: target languages; all that have test data without it.
+
+    Returns:
+        Completed with the tables, or Failed with them and what could not be made.
+    """
+    told: list[str] = []
+    failures: dict[str, str] = {}
+    for target in chosen_tasks(project.load(), target_task):
+        sweep, missing = _sweep(project, target.name, language_densities, task_densities, languages)
+        told.append(sweep.text())
+        failures |= missing
+    message = "\n".join(told)
+    if failures:
+        lines = "\n".join(f"- {where}: {reason}" for where, reason in failures.items())
+        return Failed(message=f"{message}\n{len(failures)} could not be made:\n{lines}")
+    return Completed(message=message)
+
+
+def _sweep(
+    project: ProjectRef,
+    target_task: str,
+    language_densities: Sequence[float],
+    task_densities: Sequence[float],
+    languages: Sequence[str] | None,
+) -> tuple[DensitySweep, dict[str, str]]:
+    pairs = [(a, b) for a in sorted(set(language_densities)) for b in sorted(set(task_densities))]
+    variants = {(a, b): density_variant(project, target_task, language=a, task=b) for a, b in pairs}
+    make = making()
+    failures: dict[str, str] = {}
+    cells: dict[tuple[float, float], dict[str, ScoredCell]] = {}
+    fits: dict[tuple[float, float], tuple[float, float]] = {}
+    keys: dict[str, str] = {}
+    for number, (pair, ref) in enumerate(variants.items(), 1):
+        name = f"language {pair[0]:g} task {pair[1]:g}"
+        get_run_logger().info("pair %d of %d: %s", number, len(pairs), name)
+        show(f"pair {number} of {len(pairs)}: {name}")
+        workspace = open_workspace(ref)
+        target = workspace.project.target_tasks[target_task]
+        wanted = languages or list(target.test)
+        missing = make_cells(make, ref, [step.product.subject for step in cell_steps(workspace, target, wanted)])
+        failures |= {f"{name}: {subject}": reason for subject, reason in missing.items()}
+        workspace = open_workspace(ref)
+        found = read_cells(workspace, cell_steps(workspace, target, wanted))
+        cells[pair] = {code: cell for code, (_, cell) in found.items()}
+        keys |= {f"{name} {code}": record.key for code, (record, _) in found.items()}
+        if found:
+            try:
+                fits[pair] = measure_fit(workspace, target)
+            except LtsftError as error:
+                failures[f"{name}: fit"] = str(error)
+    workspace = open_workspace(project)
+    target = workspace.project.target_tasks[target_task]
+    sweep = sweep_points(
+        cells,
+        fits,
+        target_task=target_task,
+        metric=OBJECTIVES[target.objective].metric,
+        languages=[code for code in languages or target.test if code not in target.sources],
+        source=target.source_language,
+        gaps=failures,
+        artificial=workspace.project.artificial,
+    )
+    children = [
+        Child(
+            f"language {p.language_density:g} task {p.task_density:g}",
+            "point of sweep",
+            f"sweep {target_task}",
+            {name: value for name, value in p.as_row().items() if value is not None},
+            {"language_density": p.language_density, "task_density": p.task_density},
+        )
+        for p in sweep.points
+    ]
+    best = sweep.best
+    metrics = {"score": best.score, "language_density": best.language_density, "task_density": best.task_density}
+    if sweep.against_dense is not None:
+        d = sweep.against_dense
+        metrics |= {"against_dense": d.difference, "against_dense.lower": d.lower, "against_dense.upper": d.upper}
+    reported = Reported(
+        name=f"density sweep {target_task}",
+        kind="sweep",
+        parts={"cells": keys, "fits": [[*pair, *fit] for pair, fit in fits.items()], "gaps": dict(failures)},
+        result=sweep,
+        figure=sweep_figure(sweep),
+        children=children,
+        metrics=metrics,
+    )
+    show(f"density sweep {target_task}")
+    log_experiment(workspace, reported)
+    return sweep, failures

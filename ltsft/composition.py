@@ -1,0 +1,58 @@
+"""How a project file says that SFTs are composed. Rules are in ``ltsft/rules.py``, weights in ``ltsft/weights.py``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from ltsft.named_source import Frozen
+
+__all__ = ["CompositionSettings", "OwnWeights", "PartWeights"]
+
+_Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_Weight = _Factor | Annotated[dict[str, _Factor], Field(min_length=1)]
+
+
+class PartWeights(Frozen):
+    """What the diffs of each part of a composition are multiplied by: a number, or numbers by part of the network."""
+
+    language: _Weight = 1.0
+    task: _Weight = 1.0
+
+
+class OwnWeights(Frozen):
+    """Weights of one language, in place of those of the project."""
+
+    language: _Weight | None = None
+    task: _Weight | None = None
+
+
+class CompositionSettings(Frozen):
+    """How a language SFT and a task SFT are put together: the rule, and how much each of them counts."""
+
+    rule: str = "sum"
+    weights: PartWeights = PartWeights()
+    by_language: dict[str, OwnWeights] = Field({}, description="other weights for some target languages")
+
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, rule: str) -> str:
+        from ltsft.rules import RULES  # loads torch, which reading a source need not
+
+        if rule not in RULES:
+            raise ValueError(f"there is no such composition rule; allowed are {', '.join(RULES)}")
+        return rule
+
+    def weights_of(self, language: str) -> PartWeights:
+        """Give the weights with which a language is composed."""
+        own = self.by_language.get(language, OwnWeights())
+        return PartWeights(
+            language=self.weights.language if own.language is None else own.language,
+            task=self.weights.task if own.task is None else own.task,
+        )
+
+    def key_parts(self, language: str) -> dict[str, Any]:
+        """Give what goes into the key of a cell of this language: weights are left out where they are all 1."""
+        weights = self.weights_of(language)
+        return {"rule": self.rule, **({"weights": weights.model_dump()} if weights != PartWeights() else {})}

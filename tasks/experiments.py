@@ -1,0 +1,254 @@
+"""Experiments as tasks: variants of a project, what their cells scored, how well task SFTs fit, and one run to show it.
+
+A variant is the same project with some values set otherwise. Its products have the keys that these values give, so
+what exists already, in whichever way it was made, is not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from ltsft.comparison import Comparison
+from ltsft.config import Project, ProjectRef, TargetTask
+from ltsft.errors import ConfigError, ServiceError
+from ltsft.fitting import Part
+from ltsft.methods.registry import method_named
+from ltsft.paired import Outcomes
+from ltsft.plan import Step, language_subject, task_subject
+from ltsft.sweep import DensitySweep, ScoredCell
+from tasks.evaluation import OUTCOMES, target_scorer
+from tasks.progress import artifact_key
+from tasks.records import Child, Record, canonical_json
+from tasks.retries import is_service_away
+from tasks.training import split_examples, target_objective
+from tasks.workspace import Workspace
+
+VERSION = 1
+"""Version of what experiments measure themselves, part of their keys."""
+FIT_SENTENCES = 500
+"""Pieces of training data, evenly spread, on which the fit is measured."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """An experiment to log.
+
+    Attributes:
+        name: of its run, such as ``density sweep pos``.
+        kind: of its run.
+        parts: everything that determines what it shows.
+        result: its table.
+        figure: its plot.
+        children: what it is made of, shown below it.
+        metrics: of the experiment as a whole.
+    """
+
+    name: str
+    kind: str
+    parts: Mapping[str, Any]
+    result: DensitySweep | Comparison
+    figure: Figure = field(repr=False)
+    children: Sequence[Child] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def chosen_tasks(project: Project, target_task: str | None) -> list[TargetTask]:
+    """Give the target task of this name, or every one.
+
+    Raises:
+        ConfigError: the project has none of this name, or none at all.
+    """
+    found = [t for name, t in project.target_tasks.items() if target_task in (None, name)]
+    if not found:
+        allowed = ", ".join(project.target_tasks) or "none"
+        raise ConfigError(f"the project has no target task {target_task or ''!r}; allowed are {allowed}")
+    return found
+
+
+def density_variant(ref: ProjectRef, target_task: str, *, language: float, task: float) -> ProjectRef:
+    """Give the project with other densities; no supervised SFTs are asked for, which a sweep has no use for.
+
+    Raises:
+        ConfigError: a density is out of range, or the file sets it for the method alone.
+    """
+    sizes = {"language": language, target_task: task}
+    overrides = [f"target_tasks.{target_task}.supervised={{}}"]
+    for part, density in sizes.items():
+        overrides += [f"recipes.{part}.density={density}", f"recipes.{part}.size=null"]
+    varied = ref.model_copy(update={"overrides": (*ref.overrides, *overrides)})
+    recipes = varied.load(check_files=False).recipes
+    for part, density in sizes.items():
+        if recipes[part].density != density:
+            raise ConfigError(
+                f"the density of recipes.{part} is {recipes[part].density}, not {density}: methods.*.recipes.{part} of "
+                "the project file sets it; take it out for the sweep"
+            )
+    return varied
+
+
+def method_variant(
+    ref: ProjectRef, target_task: str, method: str, *, seeds: Sequence[int] | None, is_reference: bool
+) -> ProjectRef:
+    """Give the project with another method, and other seeds of the task trainings where some are given.
+
+    Supervised SFTs are asked for of the reference alone: they stand beside the table, and are not compared.
+
+    Raises:
+        ConfigError: there is no such method, or the file sets other seeds for the method.
+    """
+    overrides = [] if is_reference else [f"target_tasks.{target_task}.supervised={{}}"]
+    if seeds:
+        overrides.append(f"recipes.{target_task}.seeds={list(seeds)}")
+    varied = ref.model_copy(update={"method": method, "overrides": (*ref.overrides, *overrides)})
+    found = varied.load(check_files=False).recipes[target_task].seeds
+    if seeds and found != tuple(seeds):
+        raise ConfigError(
+            f"the seeds of {method} are {list(found)}, not {list(seeds)}: methods.{method}.recipes.{target_task}.seeds "
+            "of the project file sets them; take them out for the comparison"
+        )
+    return varied
+
+
+def cell_steps(workspace: Workspace, target: TargetTask, languages: Sequence[str] | None = None) -> list[Step]:
+    """Give the steps of the cells of a target task, in all languages or in these.
+
+    Raises:
+        ConfigError: a language has no test data.
+    """
+    for code in languages or ():
+        if code not in target.test:
+            raise ConfigError(f"{target.name} has no test data in {code!r}; allowed are {', '.join(target.test)}")
+    steps = [s for s in workspace.plan.of_kind("cell") if s.product.target_task == target.name]
+    return [step for step in steps if languages is None or step.product.language in languages]
+
+
+def read_cells(workspace: Workspace, steps: Iterable[Step]) -> dict[str, tuple[Record, ScoredCell]]:
+    """Give, by language, the cells that have a score by now, with the outcome of each test sentence.
+
+    Raises:
+        ConfigError: a cell was scored before outcomes were kept.
+    """
+    known = {record.key: record for record in workspace.tracker.records(kind="cell")}
+    found = {}
+    for step in steps:
+        record = known.get(step.product.key)
+        if record is None:
+            continue
+        seeds = [int(name.removeprefix("score.seed.")) for name in record.metrics if name.startswith("score.seed.")]
+        outcomes = {seed: _outcomes(workspace, record, seed) for seed in seeds}
+        found[step.product.language] = (record, ScoredCell(record.metrics, outcomes))
+    return found
+
+
+@task(name="measure fit", task_run_name="measure fit {target.name}", cache_policy=NO_CACHE)
+def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]:
+    """Score the task SFTs in their source languages on what they were trained on, and on what was held out.
+
+    The mean over source languages and seeds of each; kept as a product of its own, so it is measured once.
+    """
+    seeds = workspace.project.recipes[target.name].seeds
+    tasks = {seed: task_subject(target.name, target.source_name, seed) for seed in seeds}
+    languages = list(target.sources) if method_named(workspace.project.method).has_languages else []
+    subjects = [*tasks.values(), *map(language_subject, languages)]
+    parts = {
+        "kind": "fit",
+        "procedure": VERSION,
+        "sentences": FIT_SENTENCES,
+        "composition": workspace.project.composition.rule,
+        "upstream": {subject: workspace.plan.step(subject).product.key for subject in subjects},
+    }
+    key = hash_of_parts(parts)
+    with workspace.claim(key, f"fit {target.name}") as existing:
+        if existing is None:
+            name = f"fit {target.name}"
+            with workspace.tracker.open_run(name=name, kind="fit", subject=name, key=key, parts=parts) as run:
+                run.log_metrics(_fit(workspace, target, tasks))
+    record = workspace.tracker.find(key)
+    if record is None:
+        raise ServiceError(f"the run of fit {target.name} is gone from MLflow; run the experiment again")
+    return record.metrics["train_score"], record.metrics["held_out_score"]
+
+
+@task(
+    name="log experiment",
+    task_run_name="log {reported.name}",
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+    retry_condition_fn=is_service_away,
+)
+def log_experiment(workspace: Workspace, reported: Reported) -> str:
+    """Log an experiment with its table, its plot and its children, unless this very one is logged; give its run."""
+    key = hash_of_parts({"kind": reported.kind, "procedure": VERSION, **reported.parts})
+    with workspace.claim(key, reported.name) as existing:
+        if existing is not None:
+            return existing
+        with workspace.tracker.open_run(
+            name=reported.name,
+            kind=reported.kind,
+            subject=reported.name,
+            key=key,
+            parts=reported.parts,
+        ) as run:
+            workspace.tracker.log_children(run, reported.children)
+            run.log_metrics(reported.metrics)
+            run.log_figure(reported.figure, f"figures/{reported.kind}.png")
+            run.log_text(reported.result.markdown(), "table.md")
+            run.log_text(reported.result.csv(), "table.csv")
+            run.log_text(json.dumps(_rows(reported.result), indent=2) + "\n", "table.json")
+    create_markdown_artifact(
+        markdown=reported.result.markdown(),
+        key=artifact_key(workspace.project.name, reported.name),
+        description=reported.name,
+    )
+    return run.run_id
+
+
+def _rows(result: DensitySweep | Comparison) -> list[dict[str, Any]]:
+    return [row.as_row() for row in (result.points if isinstance(result, DensitySweep) else result.rows)]
+
+
+def _outcomes(workspace: Workspace, record: Record, seed: int) -> Outcomes:
+    try:
+        file = workspace.tracker.download(record.run_id, f"{OUTCOMES}/seed-{seed}.npy")
+    except ServiceError as error:
+        raise ConfigError(
+            f"{record.subject} (run {record.run_id}) has no outcomes of single sentences for seed {seed}; delete that "
+            "run in MLflow, and the experiment scores the cell again"
+        ) from error
+    found: Outcomes = np.load(file, allow_pickle=False)
+    return found
+
+
+def _fit(workspace: Workspace, target: TargetTask, tasks: Mapping[int, str]) -> dict[str, float]:
+    scorer, objective = target_scorer(workspace, target), target_objective(workspace, target)
+    has_languages = method_named(workspace.project.method).has_languages
+    scores: dict[str, list[float]] = {"train_score": [], "held_out_score": []}
+    for code, labelled in target.sources.items():
+        split = split_examples(objective, target, labelled)
+        every = max(1, len(split.examples) // FIT_SENTENCES)
+        sets = {"train_score": split.examples[::every], "held_out_score": split.held_out}
+        for subject in tasks.values():
+            parts: list[Part] = [(workspace.load_sft(workspace.made(subject)), 1.0)]
+            if has_languages:
+                parts.insert(0, (workspace.load_sft(workspace.made(language_subject(code))), 1.0))
+            for name, examples in sets.items():
+                correct, counted = scorer.outcomes(examples, parts).sum(axis=0)
+                scores[name].append(float(correct / counted))
+    return {name: fmean(found) for name, found in scores.items()}
+
+
+def hash_of_parts(parts: Mapping[str, Any]) -> str:
+    """Give the key of what is determined by these parts."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
