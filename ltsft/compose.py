@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ltsft.errors import CompositionError
 from ltsft.files import flush_folder, fresh_folder
 from ltsft.fitting import named
+from ltsft.methods.registry import as_diffs
 from ltsft.resident import Part, Resident
 from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import BaseRef
@@ -101,6 +102,12 @@ def export_composition(
         >>> parts = [(language_sft, 1.0), (task_sft, 1.0)]  # doctest: +SKIP
         >>> export_composition(model, tokenizer, parts, "released/pos-fo", base=base.ref)  # doctest: +SKIP
     """
+    stacked = [sft for sft, _ in parts if as_diffs(sft).adapter]
+    if stacked:
+        raise CompositionError(
+            f"{stacked[0].title} is an adapter of {stacked[0].method}, modules that no ordinary model has, so it "
+            "cannot be exported; export a method whose SFTs are diffs or can be added to the weights (lt_sft, lora)"
+        )
     folder = Path(folder)
     is_used = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if is_used and not (folder / COMPOSITION_FILE).is_file():

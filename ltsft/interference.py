@@ -191,6 +191,11 @@ def interference(a: SFT, b: SFT) -> Interference:
             f"{b.base.fingerprint}); weights of different bases cannot be compared"
         )
     a, b = as_diffs(a), as_diffs(b)
+    for sft in (a, b):
+        if sft.adapter:
+            raise CompositionError(
+                f"{sft.title} is an adapter of {sft.method}, which leaves the weights alone: it has no diff"
+            )
     rows = {}
     for name in sorted(a.diffs.keys() | b.diffs.keys()):
         present = [diff for diff in (a.diffs.get(name), b.diffs.get(name)) if diff is not None]

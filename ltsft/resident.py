@@ -24,6 +24,7 @@ from ltsft.fitting import Part, check_parts, head_values
 from ltsft.methods.registry import as_diffs
 from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.stack import Bottlenecks, bottlenecks_of, check_stacked, stack_of
 from ltsft.weights import weight_at
 
 __all__ = ["Part", "Resident"]
@@ -65,6 +66,7 @@ class Resident:
         self.model = model
         self._base = base
         self._rule = RULES[rule]
+        self._rule_name = rule
         self._heads = heads
         self._encoder = encoder_parameters(model)
         self._parts: tuple[Part, ...] = ()
@@ -72,6 +74,8 @@ class Resident:
         self._saved_head: list[tuple[nn.Parameter, Tensor]] = []
         self._sound: WeakKeyDictionary[SFT, dict[str, float]] = WeakKeyDictionary()
         self._worked_out: WeakKeyDictionary[SFT, SFT] = WeakKeyDictionary()
+        self._modules: WeakKeyDictionary[SFT, Bottlenecks] = WeakKeyDictionary()
+        self._below: tuple[Bottlenecks, ...] | None = None
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -83,8 +87,9 @@ class Resident:
 
         New values are computed in float32, part after part in the order listed, and rounded once to the model's
         dtype. The head of a part replaces the model's; a language SFT whose head (that of masked language modelling)
-        the model does not have brings its diffs alone. The tensors of an SFT are looked at when it first comes, and
-        must not be changed after that.
+        the model does not have brings its diffs alone. An adapter of LoRA comes as the diffs that it amounts to, one of
+        MAD-X as modules that hooks put in beside the weights. The tensors of an SFT are looked at when it first comes,
+        and must not be changed after that.
 
         Args:
             parts: SFTs with their weights, in order; none at all gives the base, bit for bit.
@@ -104,6 +109,9 @@ class Resident:
         head = head_values([sft for sft, _ in wanted], self.model, touched) if self._heads else []
         if wanted == self._parts:
             return self.model
+        stacked = [(sft, weight) for sft, weight in wanted if sft.adapter]
+        check_stacked(stacked, rule=self._rule_name)
+        modules = [self._modules_of(sft) for sft, _ in stacked]
         for sft, _ in wanted:
             if sft not in self._sound:
                 self._sound[sft] = {name: _largest(diff.values) for name, diff in sft.diffs.items()}
@@ -116,6 +124,7 @@ class Resident:
             self._change(before)
             raise
         self._replace_head(head)
+        self._stack(modules)
         return self.model
 
     def _as_diffs(self, sft: SFT) -> SFT:
@@ -125,6 +134,21 @@ class Resident:
         if sft not in self._worked_out:
             self._worked_out[sft] = as_diffs(sft)
         return self._worked_out[sft]
+
+    def _modules_of(self, sft: SFT) -> Bottlenecks:
+        """Give the modules of an adapter that stays one; made when it first comes."""
+        if sft not in self._modules:
+            self._modules[sft] = bottlenecks_of(sft, self.model)
+        return self._modules[sft]
+
+    def _stack(self, modules: Sequence[Bottlenecks]) -> None:
+        """Put modules over those that stood in the model before this resident put any."""
+        if not modules and self._below is None:
+            return
+        stack = stack_of(self.model)
+        below = stack.composed if self._below is None else self._below
+        stack.compose([*below, *modules])
+        self._below = below if modules else None
 
     def _change(self, wanted: tuple[Part, ...]) -> None:
         gone, self._parts = self._parts, ()  # what follows can be cut off anywhere, and _change(()) mends it

@@ -16,6 +16,7 @@ from ltsft.compose import Part, Resident
 from ltsft.composition import PartWeights
 from ltsft.config import Precision
 from ltsft.interference import interference
+from ltsft.methods.registry import method_named
 from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.paired import Outcomes
@@ -145,7 +146,8 @@ class Scorer:
             whole: list[Part] = [(sft, 1.0) for sft, _ in spoken]
             metrics["score_supervised"] = self._tag(data.test, [*whole, (supervised, 1.0)]).score
         if language is not None and source is not None:
-            metrics |= interference(language, tasks[0]).metrics(details=True)
+            if not _is_stacked(language, tasks[0]):
+                metrics |= interference(language, tasks[0]).metrics(details=True)
             metrics |= self._functional(data, language, tasks[0], source, weights)
         return CellScore(metrics, outcomes)
 
@@ -174,9 +176,11 @@ class Scorer:
         if data.source_dev:
             trained_over: Part = (source, 1.0)
             before = self._tag(data.source_dev, [trained_over, (task, weights.task)]).score
-            extra: list[Part] = [] if language.subject == source.subject else [(language, weights.language)]
-            after = self._tag(data.source_dev, [trained_over, *extra, (task, weights.task)]).score
-            metrics |= {"functional.source_score": before, "functional.source_score_change": after - before}
+            metrics["functional.source_score"] = before
+            if not _is_stacked(language, source):  # these are swapped, and do not add up
+                extra: list[Part] = [] if language.subject == source.subject else [(language, weights.language)]
+                after = self._tag(data.source_dev, [trained_over, *extra, (task, weights.task)]).score
+                metrics["functional.source_score_change"] = after - before
         return metrics
 
     def _tag(self, examples: Sequence[Any], parts: Sequence[Part]) -> Evaluation:
@@ -195,6 +199,11 @@ class Scorer:
 def as_outcomes(evaluation: Evaluation) -> Outcomes:
     """Give the outcomes of an evaluation as an array, shape (sentences, 2), float64."""
     return np.asarray(evaluation.outcomes, dtype=np.float64).reshape(-1, 2)
+
+
+def _is_stacked(*sfts: SFT) -> bool:
+    """Say whether one of these is of a method whose products stay modules, without diffs to compare or to add."""
+    return any(method_named(sft.method).is_stacked for sft in sfts)
 
 
 def _ready(model: PreTrainedModel, device: str) -> PreTrainedModel:

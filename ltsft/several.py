@@ -22,6 +22,7 @@ from ltsft.errors import TrainingError
 from ltsft.methods.registry import as_diffs
 from ltsft.objectives import Evaluation, Objective
 from ltsft.sft import SFT
+from ltsft.stack import Bottlenecks, bottlenecks_of, stack_of
 
 __all__ = ["FromLanguage", "Mixture", "SeveralSources", "sampling_shares"]
 
@@ -124,6 +125,8 @@ class SeveralSources:
         self.objective = objective
         self._sfts = {language: as_diffs(sft) if sft is not None else None for language, sft in sfts.items()}
         self._base = base
+        self._model: PreTrainedModel | None = None
+        self._modules: dict[int, Bottlenecks] = {}
         self._encoder: dict[str, nn.Parameter] = {}
         self._follower: dict[str, nn.Parameter] = {}
         self._saved: list[tuple[nn.Parameter, Tensor, Tensor]] = []
@@ -132,6 +135,7 @@ class SeveralSources:
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with the head of the objective; its weights are those that are put in and taken out."""
         model = self.objective.build_model(base, seed=seed)
+        self._model, self._modules = model, {}
         self._encoder = dict(model.base_model.named_parameters())
         return model
 
@@ -160,6 +164,8 @@ class SeveralSources:
         """Put back the weights that the language SFT in place has changed, bit for bit."""
         for weights, indices, values in self._saved:
             weights.view(-1)[indices] = values
+        if self._in_place in self._modules and self._model is not None:
+            stack_of(self._model).compose([])
         self._saved, self._in_place = [], None
 
     @torch.no_grad()
@@ -173,6 +179,10 @@ class SeveralSources:
             return
         self.take_out()
         sft = list(self._sfts.values())[number]
+        if sft is not None and sft.adapter and self._model is not None:
+            if number not in self._modules:
+                self._modules[number] = bottlenecks_of(sft, self._model)
+            stack_of(self._model).compose([self._modules[number]])
         for name, diff in sft.diffs.items() if sft is not None else ():
             for encoder in (self._encoder, self._follower) if diff.support_size else ():
                 if name not in encoder:

@@ -44,8 +44,14 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
 
     Raises:
         ConfigError: the project has no such cell.
-        ReleaseError: it is not scored yet, or is of an objective that cannot be served.
+        ReleaseError: it is not scored yet, or is of an objective or a method that cannot be served.
     """
+    method = method_named(workspace.project.method)
+    if method.is_stacked:
+        raise ReleaseError(
+            f"{slot}: method {method.name} puts modules beside the weights, which a server and an ordinary model do "
+            "not have: it can be scored, and neither released, exported nor served; choose another one with --method"
+        )
     scored_step(workspace, slot)
     target = workspace.project.target_tasks[slot.target_task]
     if target.objective not in READERS:
@@ -56,7 +62,7 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
     recipe = workspace.project.recipes[target.name]
     settings = workspace.project.composition
     weights = settings.weights_of(slot.language)
-    has_languages = method_named(workspace.project.method).has_languages
+    has_languages = method.has_languages
     subjects = {
         **({language_subject(slot.language): weights.language} if has_languages else {}),
         task_subject(target.name, target.source_name, recipe.seeds[0]): weights.task if has_languages else 1.0,

@@ -235,6 +235,8 @@ def _plots(scored: ScoredMatrix) -> dict[str, Plot]:
 def _pairs(workspace: Workspace) -> tuple[Pair, ...]:
     """Compare every pair of language SFTs, and each with the first task SFT of each target task."""
     plan = workspace.plan
+    if method_named(workspace.project.method).is_stacked:
+        return ()
     wanted = list(plan.of_kind("language"))
     wanted += [
         s for s in plan.of_kind("task") if not s.product.is_supervised and s.product.seed == _first_seed(workspace, s)

@@ -36,7 +36,8 @@ class Method(ABC):
         summary: a sentence for people: what is stored, and how it is put into the base.
         phases: sections of the recipe that it uses, of "full" and "sparse".
         has_languages: whether there are language SFTs, which its compositions are made of.
-        has_rounds: whether a recipe may have several iterations, each of which selects a share of K.
+        has_rounds: whether it selects K weights, in several rounds if the recipe says so.
+        is_stacked: whether its product is modules that stay modules when SFTs are composed, and so no diff.
         settings: which of the settings that only some methods have it has.
     """
 
@@ -45,6 +46,7 @@ class Method(ABC):
     phases: ClassVar[tuple[str, ...]] = ("full", "sparse")
     has_languages: ClassVar[bool] = True
     has_rounds: ClassVar[bool] = True
+    is_stacked: ClassVar[bool] = False
     settings: ClassVar[frozenset[str]] = frozenset()
 
     def problems(self, recipe: Recipe) -> list[str]:
@@ -56,6 +58,13 @@ class Method(ABC):
         ]
         if recipe.iterations > 1 and not self.has_rounds:
             found.append(f"iterations: must be 1 for {self.name}, which selects nothing, got {recipe.iterations}")
+        if recipe.disjoint and not self.has_rounds:
+            found.append(f"disjoint: must be false for {self.name}, which selects nothing")
+        if recipe.consistency is not None and recipe.consistency.model and self.phases != ("full", "sparse"):
+            found.append(
+                f"consistency.model: must be 0 for {self.name}, which has no full phase before its last one, "
+                f"got {recipe.consistency.model}"
+            )
         return found
 
     def used(self, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -72,14 +81,10 @@ class AdapterMethod(Method):
     """A method whose product is a few whole tensors, of modules that are trained beside the encoder's weights.
 
     Everything trains in one phase, with the settings of `full`.
-
-    Attributes:
-        is_stacked: whether the modules stay modules when SFTs are composed; if not, they are added to the weights.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("full",)
     has_rounds: ClassVar[bool] = False
-    is_stacked: ClassVar[bool] = False
 
     @abstractmethod
     def attach(

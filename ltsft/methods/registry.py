@@ -5,6 +5,7 @@ from __future__ import annotations
 from ltsft.errors import ConfigError
 from ltsft.methods import Method
 from ltsft.methods.biases import Biases
+from ltsft.methods.bottleneck import MadX
 from ltsft.methods.denoised import Denoised
 from ltsft.methods.dense import Dense
 from ltsft.methods.lottery_ticket import LotteryTicket, TaskOnly
@@ -14,7 +15,7 @@ from ltsft.sft import SFT
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (LotteryTicket(), RandomSupport(), Denoised(), Biases(), Dense(), TaskOnly(), LowRank())
+    for method in (LotteryTicket(), RandomSupport(), Denoised(), Biases(), Dense(), TaskOnly(), LowRank(), MadX())
 }
 
 
@@ -30,5 +31,5 @@ def method_named(name: str) -> Method:
 
 
 def as_diffs(sft: SFT) -> SFT:
-    """Give an SFT as its method wants it composed: with diffs in place of an adapter, unless that has to stay one."""
+    """Give an SFT with diffs in place of an adapter, unless that is one that stays modules."""
     return method_named(sft.method).as_diffs(sft) if sft.adapter else sft

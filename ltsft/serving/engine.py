@@ -174,6 +174,10 @@ class Engine:
             folder = source.fetch(part)
             check_part(part, folder)
             sft = as_diffs(load_sft(folder))
+            if sft.adapter:
+                raise ReleaseError(
+                    f"{sft.title} is an adapter of {sft.method}, which cannot be served; release lt_sft or lora"
+                )
             check_parts([(sft, part.weight)], encoder, base=self._base.ref)
             packed = self._packed[part.sha256] = pack_sft(sft)
         return packed

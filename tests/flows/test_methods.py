@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from transformers import AutoModelForTokenClassification
 
 from ltsft.config import ProjectRef
+from ltsft.errors import ReleaseError
 from ltsft.methods.registry import METHODS
+from ltsft.release import Release, Slot
+from ltsft.serving.answers import Input
+from ltsft.serving.engine import Engine
+from ltsft.serving.limits import Limits
+from tasks.composing import compose_recipe
+from tasks.exports import export_release
 from tasks.matrix import read_matrix
+from tasks.registry import Registry
 from tasks.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
@@ -60,3 +70,30 @@ def test_a_method_goes_through_the_loop(method: str, project_file: Path, prefect
             if method in ("rand_sft", "deft_x", "task_only"):
                 assert sft.parameters == record.metrics["budget"]
             assert ("sparsity.density" in record.metrics) == (not sft.adapter)
+
+
+@pytest.mark.parametrize("method", ["task_only", "lora", "mad_x"])
+def test_what_can_be_released_is_and_what_cannot_says_so(
+    method: str, project_file: Path, prefect_server: None, tmp_path: Path
+) -> None:
+    """After the loops above: compose what would be released, write it as a folder, and answer with it."""
+    workspace = opened_with(project_file, method)
+    if workspace.plan.stale:
+        pytest.skip("needs the products of the test before")
+    if METHODS[method].is_stacked:
+        with pytest.raises(ReleaseError, match=r"pos bb: method mad_x puts modules beside the weights.*--method"):
+            compose_recipe(workspace, Slot("bb", "pos"))
+        with pytest.raises(ReleaseError, match="neither released, exported nor served"):
+            export_release(workspace, "bb", "pos", to="hf", folder=tmp_path / "out", version=None)
+        return
+    composition = compose_recipe(workspace, Slot("bb", "pos"))
+    assert [part.kind for part in composition.parts] == (["task"] if method == "task_only" else ["language", "task"])
+    export_release(workspace, "bb", "pos", to="hf", folder=tmp_path / "out", version=None)
+    exported = AutoModelForTokenClassification.from_pretrained(tmp_path / "out").eval()
+    engine = Engine(workspace.base, limits=Limits())
+    admitted = engine.admit(Release(1, composition), Registry(workspace.tracker, "tiny"))
+    prepared = admitted.reader.prepare(Input(text="bado fes ."))
+    (served,) = engine.run(admitted, prepared.pieces)
+    with torch.no_grad():
+        logits = exported(**admitted.reader.collate(prepared.pieces)).logits[0]
+    torch.testing.assert_close(served, logits, rtol=1e-4, atol=1e-5)

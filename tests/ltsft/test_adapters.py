@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,18 +13,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ltsft.base import Base, load_base, parameter_roles
-from ltsft.compose import Resident, composed
-from ltsft.errors import CompositionError, ConfigError, SFTFileError
+from ltsft.base import Base, encoder_parameters, load_base, parameter_roles
+from ltsft.compose import RULES, Resident, composed, export_composition
+from ltsft.errors import BaseModelError, CompositionError, ConfigError, SFTFileError
 from ltsft.files import load_sft, save_sft
 from ltsft.interference import interference
+from ltsft.methods.bottleneck import matching_width
 from ltsft.methods.low_rank import matching_rank
-from ltsft.methods.registry import METHODS, as_diffs
+from ltsft.methods.registry import as_diffs
 from ltsft.several import FromLanguage, Mixture, SeveralSources
 from ltsft.sft import SFT
+from ltsft.stack import Bottlenecks, stack_of
 from ltsft.train import TrainingData, train_sft
 
-ADAPTERS = [name for name in METHODS if name in ("lora", "mad_x")]
+ADAPTERS = ["lora", "mad_x"]
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +131,6 @@ def test_the_weights_of_the_base_stay_while_an_adapter_trains(
     kept = Kept(objective)
     sft = learn(method, objective=kept, data=data)
     original = dict(base.token_classifier(learning.LABELS, seed=1).base_model.named_parameters())
-    from ltsft.base import encoder_parameters
-
     found = encoder_parameters(kept.model)
     assert all(torch.equal(found[name], p) for name, p in original.items())
     assert sft.head.keys() == {"classifier.weight", "classifier.bias"}
@@ -241,11 +242,142 @@ def test_lora_leaves_frozen_layers_alone_and_says_so_when_none_is_left(learn: Le
 
 
 def test_matrices_that_do_not_fit_are_refused(learn: Learn, base: Base) -> None:
-    from dataclasses import replace
-
     sft = learn("lora")
     name = next(key for key in sft.adapter if key.endswith(".B"))
     resident = Resident(base.token_classifier(sft.labels, seed=1), base=base.ref)
     for adapter in ({**sft.adapter, name: torch.zeros(3, 99)}, {k: v for k, v in sft.adapter.items() if k != name}):
         with pytest.raises(CompositionError, match="do not fit each other"):
             resident.switch([(replace(sft, adapter=adapter), 1.0)])
+
+
+def bottleneck(sft: SFT, layer: int, normed: Tensor, beside: Tensor) -> Tensor:
+    """Down, ReLU, up, and what it goes beside, by the stored tensors."""
+    a, prefix = sft.adapter, f"layers.{layer}"
+    inside = (normed @ a[f"{prefix}.down.weight"].T + a[f"{prefix}.down.bias"]).clamp(min=0)
+    return inside @ a[f"{prefix}.up.weight"].T + a[f"{prefix}.up.bias"] + beside
+
+
+def coupled(sft: SFT, part: str, half: Tensor) -> Tensor:
+    a, prefix = sft.adapter, f"invertible.{part}"
+    inside = (half @ a[f"{prefix}.0.weight"].T + a[f"{prefix}.0.bias"]).clamp(min=0)
+    return inside @ a[f"{prefix}.2.weight"].T + a[f"{prefix}.2.bias"]
+
+
+@torch.no_grad()
+def hidden_states(model: PreTrainedModel, input_ids: Tensor, adapters: list[SFT]) -> Tensor:
+    """BERT's encoder with MAD-X in it, written out: the first adapter is a language's."""
+    encoder: Any = model.base_model
+    states = encoder.embeddings(input_ids)
+    half = states.shape[-1] // 2
+    first = states[..., :half] + coupled(adapters[0], "f", states[..., half:])
+    states = torch.cat([first, states[..., half:] + coupled(adapters[0], "g", first)], -1)
+    for number, layer in enumerate(encoder.encoder.layer):
+        attended = layer.attention(states)[0]
+        inside = torch.nn.functional.gelu(attended @ layer.intermediate.dense.weight.T + layer.intermediate.dense.bias)
+        beside = inside @ layer.output.dense.weight.T + layer.output.dense.bias
+        states = layer.output.LayerNorm(beside + attended)
+        for sft in adapters:
+            beside = bottleneck(sft, number, states, beside)
+            states = layer.output.LayerNorm(beside + attended)
+    return states
+
+
+def test_mad_x_computes_what_its_equations_say(learn: Learn, base: Base, learning: ModuleType) -> None:
+    language, task = learn("mad_x", "language"), learn("mad_x")
+    ids = batch_of(base, learning)["input_ids"]
+    tagger = base.token_classifier(task.labels, seed=1).eval()
+    expected = hidden_states(tagger, ids, [language, task]) @ task.head["classifier.weight"].T
+    with composed(tagger, [(language, 1.0), (task, 1.0)], base=base.ref):
+        found = tagger(input_ids=ids).logits
+    torch.testing.assert_close(found, expected + task.head["classifier.bias"], rtol=1e-4, atol=1e-5)
+
+    speaker = base.masked_lm().eval()
+    states = hidden_states(speaker, ids, [language])
+    with composed(speaker, [(language, 1.0)], base=base.ref):
+        head: Any = speaker.get_submodule("cls.predictions")
+        states = head.transform(states)
+        half = states.shape[-1] // 2
+        second = states[..., half:] - coupled(language, "g", states[..., :half])
+        first = states[..., :half] - coupled(language, "f", second)
+        expected = torch.cat([first, second], -1) @ head.decoder.weight.T + head.bias
+        found = speaker(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_inverse_of_an_invertible_adapter_undoes_it() -> None:
+    torch.manual_seed(0)
+    coupling: Any = Bottlenecks(layers=0, hidden=10, width=1, invertible=10).invertible
+    for p in coupling.parameters():
+        p.normal_()
+    states = torch.randn(3, 7, 10)
+    moved = coupling(states)
+    assert not torch.allclose(moved, states, atol=0.1)
+    torch.testing.assert_close(coupling.inverse(moved), states, rtol=1e-4, atol=1e-4)
+
+
+def test_a_task_adapter_is_swapped_from_one_language_to_the_next(
+    learn: Learn, base: Base, learning: ModuleType
+) -> None:
+    first, second, task = learn("mad_x", "language"), learn("mad_x", "language", seed=2), learn("mad_x")
+    batch = batch_of(base, learning)
+    model = base.token_classifier(task.labels, seed=1)
+    plain = logits(model, batch)
+    resident = Resident(model, base=base.ref)
+    given = {}
+    for name, language in (("first", first), ("second", second), ("again", first)):
+        given[name] = logits(resident.switch([(language, 1.0), (task, 1.0)]), batch)
+    assert torch.equal(given["first"], given["again"])
+    assert not torch.equal(given["first"], given["second"])
+    resident.switch([])
+    assert not stack_of(model).composed
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(logits(model, batch), plain)
+
+
+def test_what_cannot_be_done_with_stacked_adapters_is_refused(
+    learn: Learn, base: Base, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    language, task = learn("mad_x", "language"), learn("mad_x")
+    model = base.token_classifier(task.labels, seed=1)
+    resident = Resident(model, base=base.ref)
+    with pytest.raises(CompositionError, match=r"weight 0\.5: an adapter of mad_x is there or not"):
+        resident.switch([(language, 0.5), (task, 1.0)])
+    for parts in ([task, language], [language, language, task]):
+        with pytest.raises(CompositionError, match="at most one of a language, and over it"):
+            resident.switch([(sft, 1.0) for sft in parts])
+    monkeypatch.setitem(RULES, "other", RULES["sum"])
+    with pytest.raises(CompositionError, match=r"rule 'other' puts diffs together.*use the rule 'sum'"):
+        Resident(model, base=base.ref, rule="other").switch([(task, 1.0)])
+    with pytest.raises(CompositionError, match="cannot be exported; export a method whose SFTs are diffs"):
+        export_composition(model, base.tokenizer, [(task, 1.0)], tmp_path / "out", base=base.ref)
+    with pytest.raises(CompositionError, match="which leaves the weights alone"):
+        interference(language, task)
+    broken = {name: value for name, value in task.adapter.items() if name != "layers.1.up.bias"}
+    with pytest.raises(CompositionError, match=r"adapter layers\.1\.up\.bias: shape none, but the model's is \[32\]"):
+        resident.switch([(replace(task, adapter=broken), 1.0)])
+    assert not stack_of(model).composed
+
+
+@pytest.mark.parametrize("family", ["xlm-r", "distilbert", "modernbert"])
+def test_mad_x_takes_encoders_like_bert_and_refuses_others_by_name(
+    family: str, tiny_model: Callable[..., PreTrainedModel]
+) -> None:
+    model = tiny_model(family)
+    if family == "xlm-r":
+        assert len(stack_of(model)._layers) == 2
+        return
+    with pytest.raises(BaseModelError, match=r"mad_x needs an encoder whose layers end as BERT's do.*lora takes any"):
+        stack_of(model)
+
+
+def test_the_width_of_mad_x_is_that_nearest_to_k() -> None:
+    for k in (5_000, 90_000, 123_456):
+        for invertible in (0, 48):
+            width = matching_width(k, layers=3, hidden=48, invertible=invertible)
+            sizes = {
+                w: sum(p.numel() for p in Bottlenecks(3, 48, w, invertible).parameters())
+                for w in (width - 1, width, width + 1)
+                if w
+            }
+            assert min(sizes, key=lambda w: abs(sizes[w] - k)) == width

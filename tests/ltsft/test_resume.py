@@ -26,6 +26,7 @@ KILLS: dict[str, list[dict[str, Any]]] = {
     "consistent": [{"at": ["full", 3]}, {"at": ["sparse", 4]}],  # with augmentations and a frozen first stage
     "deft_x": [{"at": ["selection", 0]}, {"at": ["sparse", 2]}],
     "rand_sft": [{"at": ["selection", 0]}, {"at": ["sparse", 5]}],
+    "mad_x": [{"at": ["full", 3]}, {"at": ["full", 5]}],
     "lora": [{"at": ["head", 2]}, {"at": ["full", 4]}, {"at": ["full", 7], "truncate": True}],
 }
 """Where each attempt dies, by kind, or by method for a task SFT of another one.
@@ -47,6 +48,7 @@ RESTARTS = {
     "consistent": [["head", 1], ["full", 3], ["sparse", 4]],
     "deft_x": [["head", 1], ["selection", 0], ["sparse", 2]],
     "rand_sft": [["head", 1], ["selection", 0], ["sparse", 5]],
+    "mad_x": [["head", 1], ["full", 3], ["full", 5]],
     "lora": [["head", 1], ["head", 2], ["full", 3], ["full", 7]],
 }
 """What each attempt reports first."""
