@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from ltsft.augmentation import check_augmentations
@@ -134,7 +135,7 @@ class Workspace:
         checkpoints = Checkpoints(self.bucket, key, self.working_folder(step), check=partial(self.check_claim, key))
         number = checkpoints.restore()
         if number is not None:
-            _LOG.info("%s goes on from checkpoint %d of an earlier attempt", step.product.subject, number)
+            get_run_logger().info("%s goes on from checkpoint %d of an earlier attempt", step.product.subject, number)
         with checkpoints:
             yield
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -93,6 +94,8 @@ def test_an_evicted_and_a_killed_training_end_as_if_nothing_had_happened(
 ) -> None:
     lengthen(project, "language", full=500)
     lengthen(project, "pos", sparse=500)
+    making = tmp_path / "store" / "making"
+    cluster.cluster.on_start = lambda pod: shutil.rmtree(making, ignore_errors=True)  # each pod finds an empty disk
     run = cluster.run("retrain", project=reference(project))
 
     wait_until(lambda: cluster.checkpoints(project, "0-full/checkpoint-"), "a checkpoint of the full phase")
