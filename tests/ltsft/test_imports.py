@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(file for room in ("ltsft", "tasks", "flows") for file in (ROOT / room).rglob("*.py"))
-ENTRY_POINTS = {"ltsft/cli.py", "ltsft/cli_release.py"}
+ENTRY_POINTS = {"ltsft/cli.py", "ltsft/cli_experiments.py", "ltsft/cli_release.py"}
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "great_expectations"}
 ONLY_IMPORTERS = {
     "mlflow": {"tasks/tracking.py", "tasks/runs.py", "tasks/registry.py", "tasks/composed_model.py"},
