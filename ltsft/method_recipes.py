@@ -9,7 +9,10 @@ All of this happens before anything is parsed: what is not of the right form is 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ltsft.methods import Method
 
 __all__ = ["LT_SFT", "unknown_methods", "work_out_recipes"]
 
@@ -40,7 +43,9 @@ def work_out_recipes(raw: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(section, Mapping) or not isinstance(own, Mapping) or section.keys() - {"recipes"}:
             worked_out[name] = section
             continue
-        merged = {part: _merged_recipe(recipe, own.get(part, {})) for part, recipe in recipes.items()}
+        method = METHODS.get(name)
+        inherited = recipes if method is None else {part: _of_use(recipe, method) for part, recipe in recipes.items()}
+        merged = {part: _merged_recipe(recipe, own.get(part, {})) for part, recipe in inherited.items()}
         worked_out[name] = {"recipes": merged}
     chosen = worked_out.get(str(raw.get("method", LT_SFT)))
     if isinstance(chosen, Mapping) and isinstance(chosen.get("recipes"), Mapping):
@@ -70,6 +75,20 @@ def unknown_methods(raw: Mapping[str, Any], known: list[str]) -> list[str]:
             if str(part) not in known
         ]
     return problems
+
+
+def _of_use(recipe: Any, method: Method) -> Any:
+    """Leave out what a method has no use for, so that a recipe may have it for the others; its own section may not."""
+    if not isinstance(recipe, Mapping):
+        return recipe
+    kept = dict(recipe)
+    if not method.has_rounds:
+        kept.pop("iterations", None)
+        kept.pop("disjoint", None)
+    consistency = kept.get("consistency")
+    if isinstance(consistency, Mapping) and method.phases != ("full", "sparse"):
+        kept["consistency"] = {name: value for name, value in consistency.items() if name != "model"}
+    return kept
 
 
 def _merged_recipe(recipe: Any, own: Any) -> Any:

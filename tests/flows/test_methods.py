@@ -95,5 +95,5 @@ def test_what_can_be_released_is_and_what_cannot_says_so(
     prepared = admitted.reader.prepare(Input(text="bado fes ."))
     (served,) = engine.run(admitted, prepared.pieces)
     with torch.no_grad():
-        logits = exported(**admitted.reader.collate(prepared.pieces)).logits[0]
+        (logits,) = admitted.reader.forward(exported, prepared.pieces)
     torch.testing.assert_close(served, logits, rtol=1e-4, atol=1e-5)

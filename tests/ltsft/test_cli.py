@@ -187,7 +187,7 @@ def test_convert_turns_a_reference_sft_into_a_folder(call: Call, tiny_base: Path
         (["inspect", "{tmp}"], "{tmp}"),
         (["inspect", "{tmp}/none"], "{tmp}/none"),
         (["compare", "{tmp}"], "compare takes two SFT folders or more, got 1"),
-        (["compose", "{tmp}@heavy", "--base", "{base}", "--out", "{tmp}/out"], "must be a number, got 'heavy'"),
+        (["compose", "{tmp}@heavy", "--base", "{base}", "--out", "{tmp}/out"], "must be a number, or name=number"),
         (["compose", "{tmp}", "--base", "{base}", "--out", "{tmp}/out"], "{tmp}"),
         (["compose", "{tmp}", "--base", "{tmp}/nowhere", "--out", "{tmp}/out"], "{tmp}"),
         (["convert", "{tmp}", "{tmp}/out", "--base", "{base}", "--kind", "x", "--subject", "fo"], "language or task"),

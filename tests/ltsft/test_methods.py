@@ -188,9 +188,14 @@ def test_a_file_of_lt_sft_does_not_name_it(learn: Learn, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("method", [name for name, how in METHODS.items() if not how.has_rounds])
-def test_a_method_that_selects_nothing_has_no_iterations(method: str, tiny_project: Path) -> None:
-    with pytest.raises(ConfigError, match=r"recipes\.pos\.iterations: must be 1 for "):
-        load_project(tiny_project, method=method, overrides=["recipes.pos.iterations=2"])
+def test_a_method_that_selects_nothing_passes_over_what_selection_has(method: str, tiny_project: Path) -> None:
+    shared = ["recipes.pos.iterations=2", "recipes.pos.disjoint=true"]
+    recipe = load_project(tiny_project, method=method, overrides=shared).recipes["pos"]
+    assert (recipe.iterations, recipe.disjoint) == (1, False)
+    assert load_project(tiny_project, overrides=shared).recipes["pos"].iterations == 2
+    own = [f"methods.{method}.recipes.pos={{iterations: 2, disjoint: true}}"]
+    with pytest.raises(ConfigError, match=r"(?s)iterations: must be 1 for .*disjoint: must be false for "):
+        load_project(tiny_project, overrides=own)
 
 
 def test_a_method_has_recipes_of_its_own(tiny_project: Path) -> None:
