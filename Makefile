@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 WORK ?= work
 
-.PHONY: demo test test-cluster lint bench install clean
+.PHONY: demo test test-slow test-cluster lint bench install clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -27,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-slow: $(STAMP)
+	$(BIN)/pytest -m slow
 
 test-cluster: $(STAMP)
 	$(BIN)/pytest tests/cluster -m cluster

@@ -19,7 +19,11 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+SLOW = {"inference", "language_step"}
+"""Their parts are tested elsewhere: composing, dropout, steps (`task_step` runs the same procedures)."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
 def test_a_benchmark_says_what_it_found(name: str) -> None:
     report = importlib.import_module(f"benchmarks.{name}").run(quick=True)
     found = json.loads(json.dumps(report.as_json()))

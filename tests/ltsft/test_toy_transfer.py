@@ -149,6 +149,7 @@ def test_composed_beats_task_only_on_unseen_languages(family: Family) -> None:
     assert fmean(gains.values()) > GAIN, gains
 
 
+@pytest.mark.slow
 def test_a_sweep_of_densities_has_its_optimum_below_100_percent(family: Family) -> None:
     """All layers learn, from little text, at one learning rate: a dense language SFT moves the encoder with the words.
 
