@@ -5,19 +5,16 @@ What is resampled is said at `ltsft.paired`: the sentences of each test set and 
 
 from __future__ import annotations
 
-import csv
-import io
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from rich.cells import cell_len
-
 from ltsft.errors import ConfigError
 from ltsft.matrix import percent, points
 from ltsft.paired import Interval, Outcomes, interval_of, resampled_differences
+from ltsft.tables import csv_table, markdown_table, text_table
 
 __all__ = ["Comparison", "ComparisonRow", "MethodScores", "compare_methods"]
 
@@ -145,30 +142,20 @@ class Comparison:
         header, rows = self._table()
         title = f"# Methods on {self.target_task}{' (artificial languages)' if self.artificial else ''}"
         lines = [title, "", *(f"- {line}" for line in self.summary()), "", self.caption() + ".", ""]
-        lines += ["| " + " | ".join(header) + " |", "|:---|" + "---:|" * (len(header) - 1)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += markdown_table(header, rows, has_names=True)
         lines += ["", *(f"- no score: {where}: {reason}" for where, reason in self.gaps.items())] if self.gaps else []
         return "\n".join(lines) + "\n"
 
     def text(self) -> str:
         """Lay it out as aligned plain text."""
         header, rows = self._table()
-        widths = [max(cell_len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        lines = [f"{self.target_task}: {self.caption()}", ""]
-        for row in [header, ["-" * width for width in widths], *rows]:
-            spaces = [" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
-            lines.append("  ".join([row[0] + spaces[0], *(s + c for s, c in zip(spaces[1:], row[1:], strict=True))]))
+        lines = [f"{self.target_task}: {self.caption()}", "", *text_table(header, rows, has_names=True, ruler=True)]
         lines += [f"  no score: {where}: {reason}" for where, reason in self.gaps.items()]
         return "\n".join(line.rstrip() for line in [*lines, "", *self.summary()]) + "\n"
 
     def csv(self) -> str:
         """Write the rows as CSV."""
-        out = io.StringIO()
-        rows = [row.as_row() for row in self.rows]
-        writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue()
+        return csv_table([row.as_row() for row in self.rows])
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Give a row for each language and a column for each method."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from rich.cells import cell_len
-
 from ltsft.errors import ConfigError
 from ltsft.matrix import percent, points
 from ltsft.paired import Interval, Outcomes, interval_of, resampled_differences
+from ltsft.tables import csv_table, markdown_table, text_table
 
 __all__ = ["LOSS_CHANGE", "MEASURES", "DensityPoint", "DensitySweep", "ScoredCell", "sweep_points"]
 
@@ -156,30 +153,20 @@ class DensitySweep:
         header, rows = self._table()
         lines = [f"# Densities on {self.target_task}{' (artificial languages)' if self.artificial else ''}", ""]
         lines += [*(f"- {line}" for line in self.summary()), "", f"{self.caption()}.", ""]
-        lines += ["| " + " | ".join(header) + " |", "|" + "---:|" * len(header)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines += markdown_table(header, rows)
         lines += ["", *(f"- {where}: {reason}" for where, reason in self.gaps.items())] if self.gaps else []
         return "\n".join(lines) + "\n"
 
     def text(self) -> str:
         """Lay it out as aligned plain text."""
         header, rows = self._table()
-        widths = [max(cell_len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        lines = [f"{self.target_task}: {self.caption()}", ""]
-        for row in [header, ["-" * width for width in widths], *rows]:
-            lines.append("  ".join(" " * (w - cell_len(cell)) + cell for cell, w in zip(row, widths, strict=True)))
+        lines = [f"{self.target_task}: {self.caption()}", "", *text_table(header, rows)]
         lines += [f"  {where}: {reason}" for where, reason in self.gaps.items()]
         return "\n".join([*lines, "", *self.summary()]) + "\n"
 
     def csv(self) -> str:
         """Write the points as CSV."""
-        rows = [point.as_row() for point in self.points]
-        out = io.StringIO()
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(out, fieldnames=names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue()
+        return csv_table([point.as_row() for point in self.points])
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         header = ["language density", "task density", "score", "task SFT alone", "train", "held out", "gap"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +9,8 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from rich.cells import cell_len
-
 from ltsft.matrix import percent, points
+from ltsft.tables import csv_table, markdown_table, text_table
 
 __all__ = ["Setting", "WeightSearch", "grid_of"]
 
@@ -94,20 +91,14 @@ class WeightSearch:
 
     def csv(self) -> str:
         """Write the settings as CSV."""
-        rows, out = self.as_rows(), io.StringIO()
-        writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return out.getvalue()
+        return csv_table(self.as_rows())
 
     def text(self) -> str:
         """Lay it out as aligned plain text."""
         header, rows = self._table()
-        widths = [max(cell_len(row[i]) for row in [header, *rows]) for i in range(len(header))]
         sizes = ", ".join(f"{code} {count:,}" for code, count in self.sentences.items())
         lines = [f"{self.target_task}: {self.metric} in % on held-out sentences ({sizes})", ""]
-        for row in [header, ["-" * width for width in widths], *rows]:
-            lines.append("  ".join(" " * (w - cell_len(cell)) + cell for cell, w in zip(row, widths, strict=True)))
+        lines += text_table(header, rows, ruler=True)
         return "\n".join([*lines, "", *self.summary()]) + "\n"
 
     def markdown(self) -> str:
@@ -119,8 +110,7 @@ class WeightSearch:
             *(f"- {line}" for line in self.summary()),
             "",
         ]
-        lines += ["| " + " | ".join(header) + " |", "|" + "---:|" * len(header)]
-        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+        return "\n".join([*lines, *markdown_table(header, rows)]) + "\n"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
         header = ["rule", "language", "task", *self.sentences, "mean"]
