@@ -41,7 +41,7 @@ from ltsft.sft import SFT
 LANGUAGES = 40
 TARGET_TASKS = ("pos", "ner")
 SMALL = Size("the small base (30.2 M parameters)", 50_000, 384, 6, 12, 1536, 2_415_000, 2_415_000)
-"""The shape of ../shared/models/mini-multilingual-6x384; density 8 % for both SFTs."""
+"""The shape of the base of docs/results.md; density 8 % for both SFTs."""
 
 
 @dataclass(frozen=True)
