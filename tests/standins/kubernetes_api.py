@@ -4,7 +4,9 @@ It speaks as much of the real API as prefect-kubernetes' worker and its observer
 pods with logs, events and secrets; create, read, list with label and field selectors, watch with resource versions and
 bookmarks, delete with grace. It follows the rules of the Job controller that matter here: backoffLimit, the pod
 failure policy (FailJob, Ignore, Count on conditions and exit codes), activeDeadlineSeconds, ttlSecondsAfterFinished,
-and that the end of a container's first process is the end of all of its processes.
+and that the end of a container's first process is the end of all of its processes. An Indexed job has as many pods as
+completions, each with its JOB_COMPLETION_INDEX; the success policy decides when it is done, and a job that is done or
+failed asks its other pods to go. There is no DNS: `environment_of` may tell the pods of a job where they meet.
 
     with Cluster(folder, environment) as cluster:
         cluster.url
@@ -37,6 +39,7 @@ from aiohttp import web
 
 Thing = dict[str, Any]
 _MARK = "STANDIN_POD_UID"
+_INDEX = "batch.kubernetes.io/job-completion-index"
 _KINDS = {"jobs": ("Job", "batch/v1"), "pods": ("Pod", "v1"), "events": ("Event", "v1"), "secrets": ("Secret", "v1")}
 _LIST_PATHS = {"jobs": "/apis/batch/v1", "pods": "/api/v1", "events": "/api/v1", "secrets": "/api/v1"}
 
@@ -50,6 +53,7 @@ class Cluster:
         self.cwd = cwd
         self.keep_pending: Callable[[Thing], str | None] = lambda pod: None
         self.on_start: Callable[[Thing], None] = lambda pod: None
+        self.environment_of: Callable[[Thing], Mapping[str, str]] = lambda pod: {}
         self.started: list[Thing] = []
         self.config_maps: dict[str, dict[str, str]] = {}
         self._objects: dict[str, dict[tuple[str, str], Thing]] = {plural: {} for plural in _KINDS}
@@ -59,6 +63,8 @@ class Cluster:
         self._watches: set[asyncio.Task[Any]] = set()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._fates: dict[str, Thing] = {}  # by uid: how the end of a pod is told
+        self._ends: dict[str, Thing] = {}  # by uid: how a job ends once its pods are gone
+        self._done: dict[str, set[int]] = {}  # by uid: indexes of a job that succeeded
         self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -227,7 +233,10 @@ class Cluster:
         made = self._add(plural, namespace, body)
         if plural == "jobs":
             made["status"] = {"active": 0, "startTime": _now()}
-            self._spawn(self._start_pod(made))
+            for index in range(made["spec"].get("completions", 1)):
+                self._spawn(self._start_pod(made, index))
+            if (deadline := made["spec"].get("activeDeadlineSeconds")) is not None:
+                self._spawn(self._end_at_deadline(made, float(deadline)))
         return web.json_response(made, status=201)
 
     def _list(self, request: web.Request, plural: str, namespace: str | None) -> web.Response:
@@ -309,23 +318,20 @@ class Cluster:
 
     # --- the Job controller and the node -----------------------------------------------------------------------------
 
-    async def _start_pod(self, job: Thing) -> None:
+    async def _start_pod(self, job: Thing, index: int) -> None:
         template = copy.deepcopy(job["spec"]["template"])
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         labels = {**template.get("metadata", {}).get("labels", {}), "job-name": name}
         metadata = {
             **template.get("metadata", {}),
-            "name": f"{name}-{secrets.token_hex(3)}",
-            "labels": {**labels, "batch.kubernetes.io/job-name": name},
+            "name": f"{name}-{index}-{secrets.token_hex(3)}",
+            "labels": {**labels, "batch.kubernetes.io/job-name": name, _INDEX: str(index)},
             "ownerReferences": [{"kind": "Job", "apiVersion": "batch/v1", "name": name, "uid": _uid(job)}],
         }
         pod = {"metadata": metadata, "spec": template["spec"], "status": {"phase": "Pending", "conditions": []}}
         pod = self._add("pods", namespace, pod)
-        job["status"]["active"] = 1
+        job["status"]["active"] = len(self._active(job))
         self._tell("jobs", "MODIFIED", job)
-        deadline = job["spec"].get("activeDeadlineSeconds")
-        if deadline is not None:
-            self._spawn(self._end_at_deadline(job, float(deadline)))
         told = False
         while (why := self.keep_pending(copy.deepcopy(pod))) is not None:
             if not told:
@@ -341,7 +347,9 @@ class Cluster:
     async def _run_pod(self, job: Thing, pod: Thing) -> None:
         container = pod["spec"]["containers"][0]
         self.on_start(copy.deepcopy(pod))
-        environment = {**self.environment, **self._environment(container), _MARK: _uid(pod)}
+        environment = {**self.environment, **self._environment(container), **self.environment_of(pod), _MARK: _uid(pod)}
+        if job["spec"].get("completionMode") == "Indexed":
+            environment["JOB_COMPLETION_INDEX"] = pod["metadata"]["labels"][_INDEX]
         command = [*container.get("command", []), *container.get("args", [])]
         with self._log_file(pod).open("wb") as log:
             process = subprocess.Popen(
@@ -400,21 +408,47 @@ class Cluster:
 
     def _after_pod(self, job: Thing, pod: Thing, exit_code: int) -> None:
         status, spec = job["status"], job["spec"]
-        status["active"] = 0
+        index = int(pod["metadata"]["labels"][_INDEX])
         if pod["status"]["phase"] == "Succeeded":
-            status["succeeded"] = 1
-            self._finish(job, _condition("Complete", "", ""))
+            done = self._done.setdefault(_uid(job), set())
+            done.add(index)
+            status["succeeded"] = len(done)
+            rules = spec.get("successPolicy", {}).get("rules", [])
+            if any(done >= {int(wanted) for wanted in rule["succeededIndexes"].split(",")} for rule in rules):
+                self._end(job, _condition("Complete", "SuccessPolicy", ""))
+            elif len(done) == spec.get("completions", 1):
+                self._end(job, _condition("Complete", "", ""))
+            else:
+                self._end(job, None)
             return
         action = _policy_action(spec.get("podFailurePolicy", {}), pod, exit_code)
         if action != "Ignore":
             status["failed"] = status.get("failed", 0) + 1
         if action == "FailJob":
-            self._finish(job, _condition("Failed", "PodFailurePolicy", "a rule of the pod failure policy matched"))
+            self._end(job, _condition("Failed", "PodFailurePolicy", "a rule of the pod failure policy matched"))
         elif status.get("failed", 0) > spec.get("backoffLimit", 6):
-            self._finish(job, _condition("Failed", "BackoffLimitExceeded", "Job has reached the backoff limit"))
+            self._end(job, _condition("Failed", "BackoffLimitExceeded", "Job has reached the backoff limit"))
+        elif _uid(job) in self._ends:
+            self._end(job, None)
         else:
             self._tell("jobs", "MODIFIED", job)
-            self._spawn(self._start_pod(job))
+            self._spawn(self._start_pod(job, index))
+
+    def _end(self, job: Thing, condition: Thing | None) -> None:
+        """Say how a job ends, the first time; ask its other pods to go, and once they are gone it has ended."""
+        if condition is not None and _uid(job) not in self._ends:
+            self._ends[_uid(job)] = condition
+            for pod in self._active(job):
+                self._terminate(_uid(pod), {})
+        job["status"]["active"] = len(self._active(job))
+        has_ended = _uid(job) in self._ends and not self._active(job)
+        if has_ended and "conditions" not in job["status"]:
+            self._finish(job, self._ends[_uid(job)])
+        else:
+            self._tell("jobs", "MODIFIED", job)
+
+    def _active(self, job: Thing) -> list[Thing]:
+        return [pod for pod in self._pods_of(job) if pod["status"]["phase"] in ("Pending", "Running")]
 
     def _finish(self, job: Thing, condition: Thing) -> None:
         job["status"] |= {"conditions": [condition], "completionTime": _now()}
@@ -432,9 +466,7 @@ class Cluster:
         await asyncio.sleep(seconds)
         if job["status"].get("active"):
             job["status"]["failed"] = job["status"].get("failed", 0) + 1
-            self._finish(job, _condition("Failed", "DeadlineExceeded", "Job was active longer than specified deadline"))
-            for pod in self._pods_of(job):
-                self._terminate(_uid(pod), {"reason": "DeadlineExceeded"})
+            self._end(job, _condition("Failed", "DeadlineExceeded", "Job was active longer than specified deadline"))
 
     async def _delete_job(self, where: tuple[str, str], grace: int | None) -> None:
         job = self._objects["jobs"].get(where) or next(
