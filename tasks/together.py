@@ -181,7 +181,7 @@ def _conclude(code: int, folder: Path) -> None:
     if code == 0:
         return
     if (folder / STOP).exists():
-        raise InterruptedTraining("the processes were asked to stop and saved a checkpoint")
+        raise InterruptedTraining("the processes were asked to stop; what they saved last is kept")
     if (folder / REFUSED).exists():
         raise TrainingError((folder / REFUSED).read_text(encoding="utf-8"))
     said = (folder / ERRORS).read_text(errors="replace")[-_TAIL:]
