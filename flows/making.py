@@ -122,8 +122,9 @@ class _AsDeployments:
             parameters |= {"target_task": product.target_task, "seed": product.seed}
         name = f"adapt-{product.kind}"
         needs = tuple(need for need in product.needs if need in made)
-        processes = opened.recipes[product.target_task or "language"].processes
-        variables = {"gpu_count": processes} if processes > 1 else {}
+        recipe = opened.recipes[product.target_task or "language"]
+        asked = {"gpu_count": recipe.processes, "nodes": recipe.nodes}
+        variables = {variable: count for variable, count in asked.items() if count > 1}
         key = f"{opened.name}:{product.key}"
         return Launch(f"{name}/{name}", product.subject, key, parameters, needs, variables)
 

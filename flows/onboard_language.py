@@ -1,7 +1,8 @@
-"""Onboard a language whose text has arrived: adapt to it, and make its row of the matrix.
+"""Onboard a language whose text has arrived: adapt to it, make its row of the matrix, and put the row forward.
 
-Reads the text in the inbox and everything that the row is made from; writes MLflow runs. Started by the event that
-`watch_inbox` emits. Locally, for a language of the project file: ``ltsft run PROJECT`` does the same and more.
+Reads the text in the inbox and everything that the row is made from; writes MLflow runs, and versions in the registry
+with the alias ``candidate``. What is live stays live: `promote` releases. Started by the event that `watch_inbox`
+emits. Locally, for a language of the project file: ``ltsft run PROJECT`` makes the row and all others.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows.making import making
+from flows.promote import offer_slot
 from ltsft.config import ProjectRef
+from ltsft.errors import ReleaseError
 from ltsft.plan import Plan, language_subject
+from ltsft.release import Slot
 from tasks.workspace import open_workspace
 
 
 @flow(name="onboard-language", flow_run_name="onboard-language {language}", validate_parameters=True)
 def onboard_language(project: ProjectRef, language: str) -> State[Any]:
-    """Learn the SFT of a language and what its cells need besides, then score its cells.
+    """Learn the SFT of a language and what its cells need besides, score its cells and offer them for release.
 
     Returns:
-        Completed, or Failed with what failed and why; a language without test data has no cells, only its SFT.
+        Completed, with what the gates say of each cell, or Failed with what failed and why. A language without test
+        data has no cells, only its SFT.
     """
     plan = open_workspace(project).plan
     wanted = _row(plan, language)
@@ -34,10 +39,28 @@ def onboard_language(project: ProjectRef, language: str) -> State[Any]:
     failures = make.train(project, [step for step in stale if step.product.kind != "cell"])
     gaps = make.evaluate(project, failures)
     failures |= {subject: reason for subject, reason in gaps.items() if subject in wanted or subject == "matrix"}
+    offered = _offer(project, language)
     if failures:
         told = "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
-        return Failed(message=f"{language}: {len(failures)} products could not be made:\n{told}")
-    return Completed(message=f"{language}: {', '.join(sorted(wanted))} are up to date")
+        return Failed(message=f"{language}: {len(failures)} products could not be made:\n{told}{offered}")
+    return Completed(message=f"{language}: {', '.join(sorted(wanted))} are up to date{offered}")
+
+
+def _offer(project: ProjectRef, language: str) -> str:
+    """Put each scored cell of a language forward; give what became of it, a line each. A refusal is no failure."""
+    workspace = open_workspace(project)
+    lines = []
+    for step in workspace.plan.of_kind("cell"):
+        slot = Slot(step.product.language, str(step.product.target_task))
+        if slot.language != language or not step.is_up_to_date:
+            continue
+        try:
+            told = offer_slot(workspace, slot)
+        except ReleaseError as error:
+            told = str(error).removeprefix(f"{slot}: ")
+        get_run_logger().info("%s: %s", slot, told)
+        lines.append(f"\n- {slot}: {told}")
+    return "".join(lines)
 
 
 def _row(plan: Plan, language: str) -> set[str]:

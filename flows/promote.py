@@ -17,9 +17,11 @@ from prefect.states import Completed, Failed
 from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError, ReleaseError
 from ltsft.release import Composition, Slot
-from ltsft.verdicts import has_passed
+from ltsft.verdicts import Measured, has_passed
 from tasks.composing import compose_recipe
+from tasks.registry import CANDIDACY, VERDICT
 from tasks.releases import (
+    Candidate,
     ChampionMovedError,
     ask_canary,
     close_records,
@@ -32,6 +34,7 @@ from tasks.releases import (
     put_forward,
     wanted_slots,
 )
+from tasks.runs import RunHandle
 from tasks.workspace import Workspace, open_workspace
 
 TRIES = 5
@@ -107,13 +110,45 @@ def promote_slot(workspace: Workspace, slot: Slot, *, reason: str, who: str, aga
 
 def _try(workspace: Workspace, composition: Composition, over: int | None, *, reason: str, who: str) -> str:
     with open_promotion(workspace, composition, over=over, reason=reason, who=who) as run:
-        candidate = put_forward(workspace, composition, run)
-        canary = ask_canary(workspace, candidate)
-        measured = measure(workspace, candidate, canary)
-        verdicts = judge_candidate(workspace, candidate, measured, run, over=over)
-        if not has_passed(verdicts):
-            failed = "; ".join(f"{verdict.gate}: {verdict.message}" for verdict in verdicts if verdict.stops)
+        candidate, measured, failed = _judge(workspace, composition, run, over=over)
+        if failed:
             raise ReleaseError(f"{composition.slot}: version {candidate.version.number} was refused by {failed}")
         move_champion(workspace, candidate, run, over=over)
     was = "nothing was" if over is None else f"version {over} was"
     return f"version {candidate.version.number} is live ({was} before), score {measured.score:.4f}"
+
+
+def offer_slot(workspace: Workspace, slot: Slot) -> str:
+    """Put the composition of one (language, target task) forward without releasing it; give what was done, in words.
+
+    Its version gets the alias ``candidate`` and the verdict of the gates; what is live stays live.
+
+    Raises:
+        ReleaseError: it cannot be released at all.
+    """
+    with promotion_lock(workspace, slot):
+        composition = compose_recipe(workspace, slot)
+        registry = open_registry(workspace)
+        over, known = registry.champion(slot), registry.find(composition)
+        if known is not None and known.number == over:
+            return f"version {over} is live already"
+        if known is not None and registry.is_rolled_back(known):
+            return f"version {known.number} is this composition, and was rolled back"
+        if known is not None and known.number == registry.candidate(slot) and VERDICT in known.tags:
+            return f"version {known.number} is a candidate already"
+        with open_promotion(workspace, composition, over=over, reason="", who="", kind=CANDIDACY) as run:
+            candidate, measured, failed = _judge(workspace, composition, run, over=over)
+        verdict = f"would be refused by {failed}" if failed else "passes its gates"
+        return f"version {candidate.version.number} is a candidate, score {measured.score:.4f}, and {verdict}"
+
+
+def _judge(
+    workspace: Workspace, composition: Composition, run: RunHandle, *, over: int | None
+) -> tuple[Candidate, Measured, str]:
+    """Put a composition forward and ask the gates; the last value says which of them stop it, if any."""
+    candidate = put_forward(workspace, composition, run)
+    canary = ask_canary(workspace, candidate)
+    measured = measure(workspace, candidate, canary)
+    verdicts = judge_candidate(workspace, candidate, measured, run, over=over)
+    stopping = () if has_passed(verdicts) else (verdict for verdict in verdicts if verdict.stops)
+    return candidate, measured, "; ".join(f"{verdict.gate}: {verdict.message}" for verdict in stopping)

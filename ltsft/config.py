@@ -169,7 +169,10 @@ class Phase(Frozen):
         return self
 
 
-_SINCE = ("disjoint", "values", "processes", "head", "rank", "variance", "high_order", "reduction", "consistency")
+_SINCE = (
+    *("disjoint", "values", "processes", "nodes", "head", "rank", "variance", "high_order", "reduction"),
+    "consistency",
+)
 """Settings of a recipe that are younger than the first keys."""
 
 
@@ -182,7 +185,7 @@ class Recipe(Frozen):
     head: Phase | None = Field(None, description="trains the head alone, before the full phase; none when null")
     full: Phase = Phase()
     sparse: Phase = Phase()
-    batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes")
+    batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes of all nodes")
     accumulation: int = Field(1, ge=1, description="micro-batches that a batch is split into")
     max_length: int = Field(128, ge=8, description="sub-words in a sequence")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of sub-words to predict (language only)")
@@ -196,7 +199,8 @@ class Recipe(Frozen):
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
     disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
-    processes: int = Field(1, ge=1, description="processes that train together, each with a GPU of its own")
+    processes: int = Field(1, ge=1, description="processes of a node that train together, each with a GPU of its own")
+    nodes: int = Field(1, ge=1, description="machines that train together, each with so many processes")
     consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
     rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
     variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
@@ -210,10 +214,10 @@ class Recipe(Frozen):
             raise ValueError("give either density, in (0, 1], or size, the number of weights")
         if self.batch_size % self.accumulation:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
-        if self.batch_size % (self.accumulation * self.processes):
+        if self.batch_size % (self.accumulation * self.processes * self.nodes):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}) x processes "
-                f"({self.processes})"
+                f"({self.processes}) x nodes ({self.nodes})"
             )
         if self.head is not None and self.head.l1:
             raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")

@@ -35,7 +35,7 @@ from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
-from ltsft.processes import is_first_process, of_first_process, wait_for_all
+from ltsft.processes import any_process, complete_on_each_node, is_first_of_node, of_first_process, wait_for_all
 from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
@@ -112,7 +112,7 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
                 f"the {phase.name} phase lost its way: the held-out score was never a number; "
                 f"lower learning_rate (now {phase.settings.learning_rate}) or use precision fp32"
             )
-        if is_first_process():
+        if is_first_of_node():
             write_text(json.dumps({"steps": phase.steps, **_read_facts(best)}), done)
         wait_for_all()
     module.load_state_dict(load_file(best))
@@ -147,6 +147,7 @@ def _train(phase: Phase, module: LossModule, report: OnStep) -> None:
         train_sampling_strategy="sequential",
         save_strategy="no",  # _Watch saves, by time
         save_total_limit=2,
+        save_on_each_node=True,
         logging_steps=max(1, steps // LOGS_IN_A_PHASE),
         logging_nan_inf_filter=False,
         report_to="none",
@@ -268,7 +269,7 @@ class _Watch(TrainerCallback):
             self._evaluate(state.global_step)
         if state.global_step < self._steps:
             is_asked = self._phase.should_stop is not None and self._phase.should_stop()
-            self.was_stopped = of_first_process(is_asked, args.device)
+            self.was_stopped = any_process(is_asked, args.device)
             is_due = time.monotonic() - self._saved_at >= self._phase.checkpoint_seconds
             if self.was_stopped or of_first_process(is_due, args.device):
                 control.should_save = True
@@ -311,9 +312,10 @@ class _Watch(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         wait_for_all()
         self._saved_at = time.monotonic()
-        if not state.is_world_process_zero:
-            return
         folder = self._phase.folder / f"checkpoint-{state.global_step}"
+        complete_on_each_node(folder, "rng_state_{rank}.pth", args.device)
+        if not is_first_of_node():
+            return
         sizes = {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.is_file()}
         write_text(json.dumps(sizes), folder / WHOLE)
 
@@ -325,10 +327,9 @@ class _Watch(TrainerCallback):
         model.train()
         names = {"held_out": evaluation.metrics["loss"], "held_out_score": evaluation.score}
         self._metrics = {**self._metrics, **self._named(names)}
-        if not is_first_process():
-            return
         best = _read_facts(self._best_file)["score"] if self._best_file.is_file() else -math.inf
-        if evaluation.score > best:
+        is_better = of_first_process(evaluation.score > best, torch.device(self._phase.device))
+        if is_better and is_first_of_node():
             weights = {name: p.detach().cpu() for name, p in self._module.trained.items()}
             write_tensors(weights, self._best_file, {"step": step, "score": evaluation.score})
 

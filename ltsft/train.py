@@ -31,7 +31,7 @@ from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
-from ltsft.processes import is_first_process, join_processes, wait_for_all
+from ltsft.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
 from ltsft.sft import SFT, Diff, Kind
 
 VERSION = 2
@@ -275,7 +275,7 @@ class _Iteration:
     def _write_starting_point(self, taken: Mapping[str, _Chosen]) -> Path:
         """Write the maskable weights as they are, those that earlier rounds trained as they were before."""
         file = self.folder / f"{self.number}-start.safetensors"
-        if not file.is_file() and is_first_process():
+        if not file.is_file() and is_first_of_node():
             weights = {}
             for name, p in self.roles.maskable.items():
                 weights[name] = p.detach().cpu()
@@ -301,7 +301,7 @@ class _Iteration:
             new = method.select(maskable, origin, quota, taken=barred, recipe=self.recipe, seed=seed)
             support = {name: torch.cat([earlier[name], new[name]]).sort().values for name in maskable}
             wait_for_all()
-            if is_first_process():
+            if is_first_of_node():
                 write_tensors(support, file)
             wait_for_all()
         return load_file(file)

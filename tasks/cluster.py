@@ -56,7 +56,9 @@ def read_jobs(namespace: str) -> list[Job]:
         batch, core = BatchV1Api(client), CoreV1Api(client)
         jobs = await _all(lambda **page: batch.list_namespaced_job(namespace, label_selector=FLOW_RUN_LABEL, **page))
         pods = await _all(lambda **page: core.list_namespaced_pod(namespace, label_selector=FLOW_RUN_LABEL, **page))
-        waiting = {pod.metadata.labels.get("job-name"): pod for pod in pods if pod.status.phase == "Pending"}
+        pending = sorted((p for p in pods if p.status.phase == "Pending"), key=lambda p: p.metadata.creation_timestamp)
+        # Of several pods of a job the one that waits longest.
+        waiting = {pod.metadata.labels.get("job-name"): pod for pod in reversed(pending)}
         return [await _job(core, namespace, job, waiting.get(job.metadata.name)) for job in jobs]
 
     return _ask(read)
@@ -90,8 +92,7 @@ async def _job(core: Any, namespace: str, job: Any, waiting: Any) -> Job:
         events = await core.list_namespaced_event(namespace, field_selector=wanted)
         found = dict.fromkeys(f"{event.reason}: {event.message}" for event in events.items)
         told = tuple(found) or (f"pod {waiting.metadata.name} is pending; the cluster gives no reason",)
-    status = job.status
-    is_over = bool(status.succeeded or any(c.type in ("Complete", "Failed") for c in status.conditions or ()))
+    is_over = any(condition.type in ("Complete", "Failed") for condition in job.status.conditions or ())
     return Job(
         name=job.metadata.name,
         flow_run=job.metadata.labels[FLOW_RUN_LABEL],

@@ -34,7 +34,7 @@ PROJECT, LANGUAGE, TARGET_TASK = "ltsft.project", "ltsft.language", "ltsft.targe
 COMPOSITION, RECIPE = "ltsft.composition", "ltsft.recipe"
 VERDICT, ROLLED_BACK = "ltsft.verdict", "ltsft.rolled_back"
 FROM_VERSION, TO_VERSION, REASON = "ltsft.from_version", "ltsft.to_version", "ltsft.reason"
-PROMOTION, ROLLBACK = "promotion", "rollback"
+PROMOTION, ROLLBACK, CANDIDACY = "promotion", "rollback", "candidacy"
 MODEL = "model"
 """Artifact of a promotion: the pyfunc model, which is the recipe and the code that composes it."""
 

@@ -126,15 +126,15 @@ def move_lock(workspace: Workspace, slot: Slot) -> Iterator[None]:
 
 
 def open_promotion(
-    workspace: Workspace, composition: Composition, *, over: int | None, reason: str, who: str
+    workspace: Workspace, composition: Composition, *, over: int | None, reason: str, who: str, kind: str = PROMOTION
 ) -> RunHandle:
-    """Open the record of a promotion, or go on with the one that a kill left open."""
+    """Open the record of a promotion or a candidacy, or go on with the one that a kill left open."""
     slot = composition.slot
     gate = workspace.project.gates.release.model_dump(mode="json")
-    parts = {"kind": PROMOTION, "composition": composition.key, "over": over, "gate": gate}
+    parts = {"kind": kind, "composition": composition.key, "over": over, "gate": gate}
     return workspace.tracker.open_run(
-        name=f"promote {slot}",
-        kind=PROMOTION,
+        name=f"{'promote' if kind == PROMOTION else 'put forward'} {slot}",
+        kind=kind,
         subject=release_subject(slot),
         key=hash_of(canonical_json(parts), workspace.project.name, *slot),
         parts=parts,

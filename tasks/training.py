@@ -172,19 +172,21 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
     rounds = recipe.iterations if isinstance(what["data"], TrainingData) else len(what["data"])
 
     def train(should_stop: Callable[[], bool]) -> Path:
+        def on_progress(progress: Progress) -> None:
+            workspace.check_claim(product.key)
+            reporter(progress)
+
         with (
             ProgressReporter(run, name=product.subject, project=project, iterations=rounds) as reporter,
             workspace.checkpoints(step),
         ):
-
-            def on_progress(progress: Progress) -> None:
-                workspace.check_claim(product.key)
-                reporter(progress)
-
-            if recipe.processes > 1:
+            if recipe.processes > 1 or recipe.nodes > 1:
                 folders = {code: str(folder) for code, folder in sources.items()}
                 job = Job(workspace.ref, product.kind, product.language, product.target_task, folders, more)
-                train_together(job, folder, recipe.processes, on_progress=on_progress, should_stop=should_stop)
+                train_together(
+                    job, folder, processes=recipe.processes, nodes=recipe.nodes, on_progress=on_progress,
+                    should_stop=should_stop,
+                )  # fmt: skip
                 return folder / SFT_FOLDER
             sft = train_sft(
                 workspace.base, folder=folder, on_progress=on_progress, should_stop=should_stop, **what, **more

@@ -94,6 +94,8 @@ class Rig:
         self.database, mlflow = self._start_mlflow()
         self.mlflow = FaultyProxy(mlflow)
         self.cluster = Cluster(folder / "node", self.environment, cwd=ROOT)
+        self._ports: dict[str, str] = {}
+        self.cluster.environment_of = self._meeting_place
 
     def _start_prefect(self) -> str:
         port = free_port()
@@ -152,10 +154,14 @@ class Rig:
         }
         self.secrets = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
         self.cluster.config_maps["ltsft-settings"] = self.settings
-        stored = {"metadata": {"name": "ltsft-s3"}, "stringData": {"access-key": "testing", "secret-key": "testing"}}
-        self.cluster._call(lambda: self.cluster._add("secrets", NAMESPACE, stored))
+        self.cluster.add_secret("ltsft-s3", NAMESPACE, {"access-key": "testing", "secret-key": "testing"})
         wait_until(lambda: self._answers(f"{self.prefect_url}/health"), "Prefect's server", 90)
         wait_until(lambda: self._answers(f"{self.mlflow.url}/health"), "MLflow", 90)
+
+    def _meeting_place(self, pod: dict[str, Any]) -> dict[str, str]:
+        """Where the nodes of a job meet: all are on this machine, so each job has a port of its own."""
+        port = self._ports.setdefault(pod["metadata"]["labels"]["job-name"], str(free_port()))
+        return {"LTSFT_FIRST_NODE": "127.0.0.1", "LTSFT_NODES_PORT": port}
 
     def start_workers(self) -> None:
         environment = self.environment | {

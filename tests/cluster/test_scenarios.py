@@ -76,6 +76,29 @@ def sft_of(cluster: Any, project: Path, subject: str, folder: Path) -> bytes:
     return (folder / "sft.safetensors").read_bytes()
 
 
+def assert_as_undisturbed(cluster: Any, project: Path, folder: Path, **recipe: int) -> None:
+    """The SFTs are, bit for bit, what the project gives in a place of its own where nothing happens."""
+    subjects = ("language aa", "task pos aa seed 1")
+    disturbed = [sft_of(cluster, project, subject, folder) for subject in subjects]
+    change(project, lambda s: s.update(name=f"{s['name']}-u", store={"folder": str(folder / "undisturbed")}))
+    change(project, lambda s: s["recipes"].update(language={**s["recipes"]["language"], **recipe}))
+    here = {"LTSFT_TRAININGS": "here", "LTSFT_BUCKET": "s3://ltsft/u", "LTSFT_ARTIFACT_LOCATION": "s3://ltsft/u"}
+    done = cluster.ltsft("run", str(project), **here)
+    assert done.returncode == 0, done.stderr[-2000:]
+    undisturbed = [sft_of(cluster, project, subject, folder) for subject in subjects]
+    assert [a == b for a, b in zip(disturbed, undisturbed, strict=True)] == [True, True], subjects
+
+
+def attempts(cluster: Any, project: Path) -> dict[str, str]:
+    """How often each SFT was started."""
+    found = {r.data.tags["ltsft.subject"]: r.data.tags for r in cluster.mlflow_runs(project)}
+    return {s: tags["ltsft.attempts"] for s, tags in found.items() if tags.get("ltsft.kind") in ("language", "task")}
+
+
+def node_of(pod: dict[str, Any]) -> int:
+    return int(pod["metadata"]["labels"]["batch.kubernetes.io/job-completion-index"])
+
+
 def running(cluster: Any) -> list[str]:
     return [pod["metadata"]["name"] for pod in cluster.cluster.running()]
 
@@ -113,22 +136,34 @@ def test_an_evicted_and_a_killed_training_end_as_if_nothing_had_happened(
         "no more than an interval is lost"
     )
     assert_nothing_is_left(cluster, project)
-    attempts = {r.data.tags["ltsft.subject"]: r.data.tags["ltsft.attempts"] for r in cluster.mlflow_runs(project)
-                if r.data.tags.get("ltsft.kind") in ("language", "task")}  # fmt: skip
-    assert attempts == {"language aa": "2", "task pos aa seed 1": "2"}
-    here = {
-        "LTSFT_TRAININGS": "here",
-        "LTSFT_BUCKET": "s3://ltsft/undisturbed",
-        "LTSFT_ARTIFACT_LOCATION": "s3://ltsft/u",
-    }
-    subjects = ("language aa", "task pos aa seed 1")
-    disturbed = [sft_of(cluster, project, subject, tmp_path) for subject in subjects]
-    change(
-        project, lambda settings: settings.update(name=f"{settings['name']}-u", store={"folder": str(tmp_path / "u")})
-    )
-    done = cluster.ltsft("run", str(project), **here)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert disturbed == [sft_of(cluster, project, subject, tmp_path) for subject in subjects]
+    assert attempts(cluster, project) == {"language aa": "2", "task pos aa seed 1": "2"}
+    assert_as_undisturbed(cluster, project, tmp_path)
+
+
+def test_a_training_by_two_nodes_survives_the_loss_and_the_eviction_of_the_second(
+    cluster: Any, project: Path, tmp_path: Path
+) -> None:
+    lengthen(project, "language", full=400, sparse=400)
+    change(project, lambda settings: settings["recipes"]["language"].update(nodes=2))
+    making = tmp_path / "store" / "making"
+    cluster.cluster.on_start = lambda pod: node_of(pod) == 0 and shutil.rmtree(making, ignore_errors=True)
+    run = cluster.run("retrain", project=reference(project))
+
+    wait_until(lambda: cluster.checkpoints(project, "0-full/checkpoint-"), "a checkpoint of the full phase")
+    first, second = sorted(cluster.pods_of("adapt-language", project), key=node_of)
+    cluster.cluster.vanish(second)
+    wait_until(lambda: first["metadata"]["name"] not in running(cluster), "the end of the first node", 60)
+    wait_until(lambda: cluster.checkpoints(project, "0-sparse/checkpoint-"), "a checkpoint of the sparse phase")
+    cluster.cluster.evict(max(cluster.pods_of("adapt-language", project), key=node_of))
+    state = cluster.finished(run)
+
+    assert state["type"] == "COMPLETED", state["message"]
+    assert attempts(cluster, project) == {"language aa": "3", "task pos aa seed 1": "1"}
+    training = next(r for r in cluster.runs(project) if r["name"] == "adapt-language aa")
+    assert cluster.states(training["id"]).count("CRASHED") == 1, "the loss is a crash, the eviction is none"
+    assert len(cluster.logs(project, text="of an earlier attempt")) == 2
+    assert_nothing_is_left(cluster, project)
+    assert_as_undisturbed(cluster, project, tmp_path, nodes=1, processes=2)
 
 
 def test_a_training_that_runs_out_of_memory_three_times_fails_and_the_rest_completes(
@@ -180,7 +215,7 @@ def test_a_pod_that_never_starts_is_told_with_what_the_cluster_says(cluster: Any
     assert_nothing_is_left(cluster, project)
 
 
-def test_services_that_come_and_go_cost_time_and_nothing_else(cluster: Any, project: Path) -> None:
+def test_services_that_come_and_go_cost_time_and_nothing_else(cluster: Any, project: Path, tmp_path: Path) -> None:
     lengthen(project, "language", full=500)
     cuts = iter([True] * 3)
 
@@ -192,13 +227,13 @@ def test_services_that_come_and_go_cost_time_and_nothing_else(cluster: Any, proj
     cluster.s3.fault = bad_s3
     run = cluster.run("retrain", project=reference(project))
     wait_until(lambda: cluster.checkpoints(project, "0-full/checkpoint-"), "a checkpoint")
-    cluster.processes["ltsft-gpu"].kill()
-    cluster.processes["prefect"].kill()
+    for name in ("ltsft-gpu", "ltsft-cpu", "prefect"):
+        cluster.processes[name].kill()
     away_until = time.monotonic() + 120
     cluster.mlflow.fault = lambda number, method, path: "away" if time.monotonic() < away_until else None
     time.sleep(5)
-    cluster.processes["prefect"].start()
-    cluster.processes["ltsft-gpu"].start()
+    for name in ("prefect", "ltsft-cpu", "ltsft-gpu"):
+        cluster.processes[name].start()
     cluster.cluster.drop_watches()
     cluster.cluster.forget()
     wait_until(lambda: cluster._answers(f"{cluster.prefect_url}/health"), "Prefect's server")
@@ -211,7 +246,10 @@ def test_services_that_come_and_go_cost_time_and_nothing_else(cluster: Any, proj
     logged = points(cluster, project, "full.loss")
     assert len(logged) == 50 + 12, "the points that MLflow could not take at first were sent later"
     assert len(logged) == len(set(logged)), "nothing is logged twice"
+    assert attempts(cluster, project) == {"language aa": "1", "task pos aa seed 1": "1"}, "nothing was done twice"
     assert_nothing_is_left(cluster, project)
+    cluster.s3.fault = lambda number, method, path: None
+    assert_as_undisturbed(cluster, project, tmp_path)
 
 
 def test_two_retrains_at_once_train_each_key_once(cluster: Any, project: Path) -> None:
@@ -222,8 +260,7 @@ def test_two_retrains_at_once_train_each_key_once(cluster: Any, project: Path) -
     assert [state["type"] for state in states] == ["COMPLETED", "COMPLETED"], states
     trained = [r["name"] for r in cluster.runs(project) if r["name"].startswith(("adapt-language", "adapt-task"))]
     assert sorted(trained) == ["adapt-language aa", "adapt-task pos aa seed 1"]
-    attempts = {r.data.tags["ltsft.attempts"] for r in cluster.mlflow_runs(project) if "ltsft.attempts" in r.data.tags}
-    assert attempts == {"1"}
+    assert attempts(cluster, project) == {"language aa": "1", "task pos aa seed 1": "1"}
     assert_nothing_is_left(cluster, project)
 
 
@@ -237,6 +274,7 @@ def test_a_text_in_the_inbox_is_noticed_once_and_becomes_a_row_of_the_matrix(clu
     watching = [cluster.run("watch-inbox", project=reference(project), quiet_seconds=0) for _ in range(2)]
     for run in watching:
         cluster.finished(run)
+    assert cluster.finished(cluster.run("watch-inbox", project=reference(project), quiet_seconds=0))["type"] == ENDS[0]
     flow = cluster.ask("GET", "/flows/name/onboard-language")["id"]
 
     def onboarding() -> list[Any]:
@@ -246,6 +284,10 @@ def test_a_text_in_the_inbox_is_noticed_once_and_becomes_a_row_of_the_matrix(clu
 
     assert state["type"] == "COMPLETED", state["message"]
     assert len(onboarding()) == 1
+    assert "- pos cc: version 1 is a candidate, score " in state["message"]
+    released = f"{yaml.safe_load(project.read_text())['name']}.pos.cc"
+    aliases = cluster.tracker(project).client.get_registered_model(released).aliases
+    assert aliases == {"candidate": "1"}, "it is offered, and what is live is as it was"
     made = {r.info.run_id: r.data.tags["ltsft.subject"] for r in cluster.mlflow_runs(project)
             if r.info.status == "FINISHED"}  # fmt: skip
     assert set(made.values()) >= {"language cc", "cell pos aa", "cell pos cc"}

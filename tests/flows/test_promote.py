@@ -110,6 +110,30 @@ def test_promote_releases_what_passes_with_a_real_canary_and_anybody_can_load_it
     assert set(shown[0]["parent_runs"]) == {"language bb", "task pos aa seed 1"}
 
 
+def test_onboarding_ends_with_candidates_and_leaves_what_is_live(
+    changeable_project: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import flows.promote as promotion
+    from flows.onboard_language import onboard_language
+    from ltsft.config import ProjectRef
+    from ltsft.verdicts import Canary
+
+    monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
+    ref = ProjectRef(file=str(changeable_project), overrides=("gates.release.min_score=0.999",))
+    first = onboard_language(ref, "bb", return_state=True)
+    second = onboard_language(ref, "bb", return_state=True)
+
+    registry = registry_of(opened, changeable_project)
+    assert first.is_completed(), "a refusal by a gate is no failure"
+    assert "- pos bb: version 1 is a candidate, score 0." in first.message
+    assert "and would be refused by floor:" in first.message
+    assert "- pos bb: version 1 is a candidate already" in second.message
+    assert (registry.candidate(SLOT), registry.champion(SLOT)) == (1, None)
+    assert registry.version(SLOT, 1).tags["ltsft.verdict"] == "refused"
+    assert registry.candidate(Slot("aa", "pos")) is None, "only the row of the language"
+    assert registry.events(SLOT) == [], "nothing was moved"
+
+
 def _mlflow_gives_what_a_server_gives(workspace: Workspace, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
     from mlflow.pyfunc import scoring_server

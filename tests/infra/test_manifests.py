@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import shutil
@@ -25,6 +26,8 @@ OVERLAYS = ["overlays/dev", "overlays/prod", "overlays/serving", "overlays/kserv
 CUSTOM = {"InferenceService"}
 """Kinds of KServe: their schema comes with its controller and is not in that of Kubernetes."""
 POOLS = sorted(ROOT.glob("infra/work-pools/*.json"))
+EXPERIMENTS = ("compare-methods", "sweep-density", "search-weights")
+"""They have no schedule, and can be started as they are."""
 Thing = dict[str, Any]
 POD_FIELDS = {
     *("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext"),
@@ -139,6 +142,7 @@ def test_each_name_that_a_pod_needs_is_there(rendered: list[Thing], request: pyt
         "PersistentVolumeClaim": r"claimName: ([\w-]+)",
         "ServiceAccount": r"serviceAccountName: ([\w-]+)",
         "PriorityClass": r"priorityClassName: ([\w-]+)",
+        "Service": r"subdomain: ([\w-]+)",
     }.items():
         found = {(kind, name) for name in re.findall(pattern, text)}
         assert found, kind
@@ -194,6 +198,36 @@ def test_what_a_deployment_changes_arrives_in_the_job() -> None:
     assert sum(v["name"] == "AWS_SECRET_ACCESS_KEY" for v in container["env"]) == 1
 
 
+def test_a_training_by_several_nodes_is_one_job_whose_pods_find_and_reach_each_other(rendered: list[Thing]) -> None:
+    policies = [t for t in rendered if t["kind"] == "NetworkPolicy" and t["metadata"]["name"] == "nodes"]
+    services = [t for t in rendered if t["kind"] == "Service" and t["metadata"]["name"] == "ltsft-nodes"]
+    if not policies and not services:
+        pytest.skip("this overlay has no trainings")
+    template = json.loads((ROOT / "infra/work-pools/ltsft-gpu.json").read_text())
+    alone, together = (render(template, {"nodes": count}) for count in (1, 4))
+
+    spec = together["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+    assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}, "the flow says when the job is done"
+    assert spec["template"]["spec"]["containers"][0]["command"] == ["python", "-m", "tasks.pod"]
+    [policy], [service] = [thing["spec"] for thing in policies], [thing["spec"] for thing in services]
+    labels = together["spec"]["template"]["metadata"]["labels"]
+    assert selects(policy["podSelector"], labels)
+    assert not selects(policy["podSelector"], alone["spec"]["template"]["metadata"]["labels"])
+    for direction, side in (("ingress", "from"), ("egress", "to")):
+        assert policy[direction] == [{side: [{"podSelector": policy["podSelector"]}]}]
+    assert service["clusterIP"] == "None", "each pod has a name of its own"
+    assert selects({"matchLabels": service["selector"]}, labels)
+
+
+def selects(selector: Thing, labels: Thing) -> bool:
+    """Whether a label selector matches."""
+    if any(labels.get(name) != value for name, value in selector.get("matchLabels", {}).items()):
+        return False
+    met = {"Exists": lambda e: e["key"] in labels, "NotIn": lambda e: labels.get(e["key"]) not in e["values"]}
+    return all(met[e["operator"]](e) for e in selector.get("matchExpressions", ()))
+
+
 def deployments() -> list[Thing]:
     return list(yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"])
 
@@ -207,7 +241,9 @@ def test_each_deployment_can_be_loaded_and_names_a_pool_and_variables_that_exist
 
     assert flow.name == deployment["name"], "run_deployment finds it as name/name"
     assert deployment["work_pool"].get("job_variables", {}).keys() <= variables.keys()
-    if deployment.get("schedules"):
+    known = set(inspect.signature(flow.fn).parameters)
+    assert given.keys() <= known
+    if deployment.get("schedules") or deployment["name"] in EXPERIMENTS:
         assert flow.validate_parameters(given)
         assert (ROOT / given["project"]["file"]).is_file()
 
