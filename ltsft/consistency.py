@@ -63,7 +63,7 @@ class Consistency(Frozen):
         augmentations: what is done to the examples.
     """
 
-    example: float = Field(5.0, ge=0)
+    example: float = Field(1.0, ge=0)
     model: float = Field(0.0, ge=0)
     augmentations: Augmentations
 

@@ -1,7 +1,8 @@
 """What the sparse phase trains: the K values on the support, as parameters of their own.
 
 Gradients, optimizer state, clipping, loss scaling and what processes exchange are then of size K without a word to
-anyone: they are what torch does with any parameter. A dense gradient lives as long as the backward pass of its layer.
+anyone: they are what torch does with any parameter. A dense gradient, where there is one, lives as long as the backward
+pass of its layer.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+
+from ltsft.sampled import SampledLayers
 
 
 class SupportModule(nn.Module):
@@ -48,6 +51,7 @@ class SupportModule(nn.Module):
         self._values = nn.ParameterList(
             [w.reshape(-1).index_select(0, self._support[n]) for n, w in self._weights.items()]
         )
+        self._sampled = SampledLayers(module, self._support)
         trained = {id(w) for w in self._weights.values()}
         self._embeddings = [
             m
@@ -62,11 +66,14 @@ class SupportModule(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module; its gradients go to `values`."""
-        dense = {
-            name: _OnSupport.apply(values, self._weights[name], self._support[name])
-            for name, values in self.values.items()
-        }
-        with self._row_gradients():
+        values = self.values
+
+        def give(name: str) -> Tensor:
+            weight: Tensor = _OnSupport.apply(values[name], self._weights[name], self._support[name])
+            return weight
+
+        dense = {name: give(name) for name in values if name not in self._sampled.names}
+        with self._row_gradients(), self._sampled.giving(values, give):
             return torch.func.functional_call(self.module, dense, args, kwargs)
 
     @torch.no_grad()

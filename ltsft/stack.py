@@ -87,8 +87,8 @@ class Stack:
     In each layer an adapter takes the feed-forward's output, or what the adapter below made of it, adds what its
     bottleneck makes of that after the layer's norm, and hands it on; the norm of the layer comes last. Invertible ones
     follow each other after the embeddings, and their inverses go back before the output embeddings. This is MAD-X as
-    the authors' library has it; in the paper's equation a task adapter adds to the feed-forward's output, not to what
-    the language adapter gave.
+    the authors' library has it, number for number; in the paper's equation 2 a task adapter adds to the feed-forward's
+    output, not to what the language adapter gave.
 
     Args:
         model: the model; the stack keeps no hold on it.

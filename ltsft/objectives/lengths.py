@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 SUBWORDS_AT_ONCE = 4096
+ENOUGH_AT_ONCE = 1024
+"""Sub-words that keep a processor busy: a larger group is closed before more than PADDING of it would be padding."""
+PADDING = 0.05
 
 
 class Sized(Protocol):
@@ -26,10 +29,14 @@ Example = TypeVar("Example", bound=Sized)
 def like_lengths(examples: Sequence[Example], *, subwords_at_once: int = SUBWORDS_AT_ONCE) -> Iterator[list[Example]]:
     """Group examples of like length, each group at most so many sub-words with padding, one example at least."""
     chunk: list[Example] = []
+    real = 0
     for example in sorted(examples, key=lambda e: (len(e.input_ids), e.sentence)):
-        if chunk and (len(chunk) + 1) * len(example.input_ids) > subwords_at_once:
+        real += len(example.input_ids)
+        size = (len(chunk) + 1) * len(example.input_ids)
+        is_wasteful = size > ENOUGH_AT_ONCE and size - real > PADDING * size
+        if chunk and (size > subwords_at_once or is_wasteful):
             yield chunk
-            chunk = []
+            chunk, real = [], len(example.input_ids)
         chunk.append(example)
     if chunk:
         yield chunk

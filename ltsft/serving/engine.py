@@ -19,23 +19,25 @@ from transformers import PreTrainedModel
 from ltsft.base import Base
 from ltsft.errors import CompositionError, ReleaseError
 from ltsft.files import load_sft
-from ltsft.fitting import Part, check_parts
 from ltsft.methods.registry import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
-from ltsft.resident import Resident
 from ltsft.rules import RULES
 from ltsft.serving.answers import Output, Piece, Reader
+from ltsft.serving.encoder import Encoder, PackedPart, PackedSFT
 from ltsft.serving.heads import with_head
 from ltsft.serving.limits import Limits
-from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
+from ltsft.serving.packed import Unpacked
 from ltsft.serving.readers import reader_of
 from ltsft.sft import SFT
 from ltsft.weights import largest_weight, weight_problem
 
-__all__ = ["Admitted", "Engine"]
+__all__ = ["Admitted", "Engine", "group_pieces"]
 
 _LARGEST = 1e6
 """Largest sum of diffs that is served; weights of encoders are below 100."""
+
+_PASS_SUBWORDS = 24
+"""What a forward pass costs besides its sub-words, in sub-words; measured at mBERT's size on two cores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +48,15 @@ class Admitted:
         release: what it is.
         reader: turns requests into pieces and logits into answers.
         parts: its SFTs, packed, with their weights; one that several releases have is there once.
-        model: the model with the head of its task SFT, over the shared encoder of `resident`.
-        resident: the encoder.
+        model: the model with the head of its task SFT, over the shared encoder.
+        encoder: that encoder.
     """
 
     release: Release
     reader: Reader
-    parts: tuple[Part, ...]
+    parts: tuple[PackedPart, ...]
     model: PreTrainedModel
-    resident: Resident
+    encoder: Encoder
 
     @property
     def composition(self) -> Composition:
@@ -75,9 +77,9 @@ class Engine:
         self._base = base
         self._limits = limits
         self._on_switch = on_switch
-        self._residents: dict[str, Resident] = {}
+        self._encoders: dict[str, Encoder] = {}
         self._models: WeakValueDictionary[tuple[str, str, str], PreTrainedModel] = WeakValueDictionary()
-        self._packed: WeakValueDictionary[str, SFT] = WeakValueDictionary()
+        self._packed: WeakValueDictionary[str, PackedSFT] = WeakValueDictionary()
         self._unpacked = Unpacked(limits.unpacked_megabytes * 1_000_000)
         self._admitting = threading.Lock()
 
@@ -99,11 +101,11 @@ class Engine:
         with self._admitting:
             self._check(composition)
             reader = reader_of(composition, self._base.tokenizer, self._limits)
-            resident = self._resident(composition.rule)
-            parts = tuple((self._fetched(part, source, resident), part.weight) for part in composition.parts)
+            encoder = self._encoder(composition.rule)
+            parts = tuple((self._fetched(part, source, encoder), part.weight) for part in composition.parts)
             _refuse_huge(composition, parts)
-            model = self._model(composition, parts, reader, resident)
-            return Admitted(release, reader, parts, model, resident)
+            model = self._model(composition, parts, reader, encoder)
+            return Admitted(release, reader, parts, model, encoder)
 
     def run(self, admitted: Admitted, pieces: Sequence[Piece]) -> list[Output]:
         """Switch to a composition if another one is in place, and give the output of each piece.
@@ -113,18 +115,16 @@ class Engine:
         self.put_in_place(admitted)  # not in inference mode: its buffers are written by other threads
         found: dict[int, Output] = {}
         with torch.inference_mode():
-            for batch in _batches(pieces, self._limits):
+            for batch in group_pieces(pieces, self._limits):
                 found |= zip(batch, admitted.reader.forward(admitted.model, [pieces[i] for i in batch]), strict=True)
         return [found[i] for i in range(len(pieces))]
 
     def put_in_place(self, admitted: Admitted) -> None:
         """Switch to a composition, unless it is in place. One thread at a time may call this."""
-        if admitted.resident.parts == admitted.parts:
+        if admitted.encoder.parts == admitted.parts:
             return
         begin = time.perf_counter()
-        self._unpacked.use(sft for sft, _ in (*admitted.resident.parts, *admitted.parts))
-        admitted.resident.switch(admitted.parts)
-        self._unpacked.use(sft for sft, _ in admitted.parts)
+        admitted.encoder.switch(admitted.parts)
         if self._on_switch is not None:
             self._on_switch(time.perf_counter() - begin)
 
@@ -145,29 +145,28 @@ class Engine:
                 f"{', '.join(sorted(RULES))}"
             )
 
-    def _resident(self, rule: str) -> Resident:
+    def _encoder(self, rule: str) -> Encoder:
         """Give the encoder that all releases of a rule share; it is that of a token classifier, which has no pooler."""
-        if rule not in self._residents:
+        if rule not in self._encoders:
             model = self._base.token_classifier(("A", "B"), seed=0)
             model.eval()
-            self._residents[rule] = Resident(model, base=self._base.ref, rule=rule, heads=False)
-        return self._residents[rule]
+            self._encoders[rule] = Encoder(model, base=self._base.ref, rule=rule, unpacked=self._unpacked)
+        return self._encoders[rule]
 
     def _model(
-        self, composition: Composition, parts: Sequence[Part], reader: Reader, resident: Resident
+        self, composition: Composition, parts: Sequence[PackedPart], reader: Reader, encoder: Encoder
     ) -> PreTrainedModel:
         """Give the model with a release's head; releases of one task SFT share it."""
         sft = _task_sft(composition, parts)
         place = composition.objective, composition.rule, next(p.sha256 for p in composition.parts if p.kind == "task")
         model = self._models.get(place)
         if model is None:
-            model = self._models[place] = with_head(resident.model, sft, reader)
+            model = self._models[place] = with_head(encoder.model, sft, reader)
         return model
 
-    def _fetched(self, part: ComposedPart, source: ReleaseSource, resident: Resident) -> SFT:
+    def _fetched(self, part: ComposedPart, source: ReleaseSource, encoder: Encoder) -> PackedSFT:
         """Give an SFT, checked against the release, the base and the model; fetched once for all releases."""
-        encoder = dict(resident.model.base_model.named_parameters(remove_duplicate=False))
-        if problem := weight_problem(part.weight, encoder):
+        if problem := weight_problem(part.weight, encoder.names):
             raise CompositionError(f"{part.subject}: {problem}")
         packed = self._packed.get(part.sha256)
         if packed is None:
@@ -178,23 +177,21 @@ class Engine:
                 raise ReleaseError(
                     f"{sft.title} is an adapter of {sft.method}, which cannot be served; release lt_sft or lora"
                 )
-            check_parts([(sft, part.weight)], encoder, base=self._base.ref)
-            packed = self._packed[part.sha256] = pack_sft(sft)
+            packed = self._packed[part.sha256] = encoder.pack(sft, part.weight)
         return packed
 
 
-def _refuse_huge(composition: Composition, parts: Iterable[Part]) -> None:
+def _refuse_huge(composition: Composition, parts: Iterable[PackedPart]) -> None:
     """Refuse diffs that could make a weight infinite: that must not come out while a request waits."""
-    packed = ((sft.diffs, largest_weight(weight)) for sft, weight in parts if isinstance(sft.diffs, PackedDiffs))
-    bound = sum(diffs.largest * weight for diffs, weight in packed)
+    bound = sum(packed.largest * largest_weight(weight) for packed, weight in parts)
     if not bound < _LARGEST:
         raise CompositionError(
             f"{composition.slot}: its diffs add up to {bound:.3g}, at most {_LARGEST:g} is served; train it again"
         )
 
 
-def _task_sft(composition: Composition, parts: Iterable[Part]) -> SFT:
-    found = [sft for sft, _ in parts if sft.kind == "task"]
+def _task_sft(composition: Composition, parts: Iterable[PackedPart]) -> SFT:
+    found = [packed.sft for packed, _ in parts if packed.sft.kind == "task"]
     if len(found) != 1:
         raise ReleaseError(f"{composition.slot}: a composition has one task SFT, this one has {len(found)}")
     if found[0].labels != composition.labels:
@@ -205,14 +202,22 @@ def _task_sft(composition: Composition, parts: Iterable[Part]) -> SFT:
     return found[0]
 
 
-def _batches(pieces: Sequence[Piece], limits: Limits) -> Iterable[list[int]]:
-    """Group pieces of like length, each group within the bounds of a forward pass."""
-    batch: list[int] = []
-    for i in sorted(range(len(pieces)), key=lambda i: (len(pieces[i].input_ids), i)):
-        length = len(pieces[i].input_ids)
-        if batch and (len(batch) >= limits.batch_texts or (len(batch) + 1) * length > limits.batch_subwords):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+def group_pieces(pieces: Sequence[Piece], limits: Limits) -> list[list[int]]:
+    """Group pieces of like length, each group within the bounds of a forward pass, so that the passes cost least.
+
+    Of all ways to cut the pieces, sorted by length, the one with the fewest sub-words, padding included, is taken; a
+    pass costs as much as `_PASS_SUBWORDS` besides.
+    """
+    order = sorted(range(len(pieces)), key=lambda i: (len(pieces[i].input_ids), i))
+    lengths = [len(pieces[i].input_ids) for i in order]
+    cheapest, begins = [0], [0]  # of the first n pieces: what they cost at least, and where the last group begins
+    for end, length in enumerate(lengths, 1):
+        first = max(0, end - min(limits.batch_texts, max(1, limits.batch_subwords // length)))
+        cost, begin = min((cheapest[at] + _PASS_SUBWORDS + (end - at) * length, at) for at in range(first, end))
+        cheapest.append(cost)
+        begins.append(begin)
+    end, groups = len(order), []
+    while end:
+        groups.append(order[begins[end] : end])
+        end = begins[end]
+    return groups[::-1]

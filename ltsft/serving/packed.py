@@ -1,16 +1,17 @@
 """SFTs as a server keeps them: checked once, packed, and unpacked when their turn comes.
 
-Indices are kept as gaps and values as they are, both packed by pcodec: about 32 bits an entry in place of 64, so that
-the SFTs of forty languages fit beside the base. Nothing is lost: what comes out are the same bits.
+Indices are kept as gaps and values as they are, both packed by pcodec: about 32 bits an entry in place of 64 (17 where
+the SFT was stored with bfloat16 values), so that the SFTs of forty languages fit beside the base. Nothing is lost: what
+comes out are the same bits. The diff of the word embedding, half of an SFT, is kept by rows: `ltsft.serving.rows`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,66 @@ import torch
 from pcodec import standalone
 
 from ltsft.packing import CHUNK, pack
-from ltsft.sft import SFT, Diff
+from ltsft.sft import Diff
 
-__all__ = ["PackedDiffs", "Unpacked", "pack_sft"]
+__all__ = ["Array", "PackedColumn", "PackedDiffs", "Unpackable", "Unpacked", "unpack_columns"]
 
 _ENTRY_BYTES = 8  # unpacked: an int32 and a float32
 _POOL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ltsft-unpack")
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PackedColumn:
+    """A row of int32 or float32 numbers, packed.
+
+    Attributes:
+        chunks: pcodec streams.
+        count: how many numbers.
+        is_short: whether they are floats whose lower halves are zero, as bfloat16 leaves them, and only the upper
+            halves are in the chunks.
+    """
+
+    chunks: tuple[bytes, ...]
+    count: int
+    is_short: bool = False
+
+    @classmethod
+    def of(cls, numbers: Array) -> PackedColumn:
+        """Pack numbers, shape (n,), int32 or float32."""
+        if numbers.dtype == np.float32:
+            bits = numbers.view(np.uint32)
+            if not np.bitwise_and(bits, 0xFFFF).any():
+                return cls(tuple(pack((bits >> 16).astype(np.uint16))), numbers.size, is_short=True)
+        return cls(tuple(pack(numbers)), numbers.size)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in memory."""
+        return sum(map(len, self.chunks))
+
+    def unpack_into(self, out: Array) -> None:
+        """Write the numbers into a row of their dtype, shape (n,)."""
+        for number, chunk in enumerate(self.chunks):
+            part = out[number * CHUNK : (number + 1) * CHUNK]
+            if self.is_short:
+                upper = np.empty(part.size, np.uint16)
+                standalone.simple_decompress_into(chunk, upper)
+                np.left_shift(upper, 16, out=part.view(np.uint32), dtype=np.uint32)
+            else:
+                standalone.simple_decompress_into(chunk, part)
+
+
+def unpack_columns(gaps: Sequence[tuple[PackedColumn, Array]], values: Sequence[tuple[PackedColumn, Array]]) -> None:
+    """Unpack columns into rows: gaps in this thread, values in another one meanwhile."""
+    rest = _POOL.submit(_unpack_each, values)
+    _unpack_each(gaps)
+    rest.result()
+
+
+def _unpack_each(columns: Iterable[tuple[PackedColumn, Array]]) -> None:
+    for column, out in columns:
+        column.unpack_into(out)
 
 
 class PackedDiffs(Mapping[str, Diff]):
@@ -40,8 +94,8 @@ class PackedDiffs(Mapping[str, Diff]):
         self._counts = [diffs[name].support_size for name in names]
         gaps = [np.diff(diffs[name].indices.numpy(), prepend=np.int32(0)) for name in names]
         values = [diffs[name].values.numpy() for name in names]
-        self._gaps = tuple(pack(np.concatenate(gaps) if gaps else np.empty(0, np.int32)))
-        self._values = tuple(pack(np.concatenate(values) if values else np.empty(0, np.float32)))
+        self._gaps = PackedColumn.of(np.concatenate(gaps) if gaps else np.empty(0, np.int32))
+        self._values = PackedColumn.of(np.concatenate(values) if values else np.empty(0, np.float32))
         self._unpacked: dict[str, Diff] | None = None
         self.largest = max((float(np.abs(value).max()) for value in values if len(value)), default=0.0)
         """Largest absolute value of the diffs."""
@@ -49,7 +103,7 @@ class PackedDiffs(Mapping[str, Diff]):
     @property
     def packed_bytes(self) -> int:
         """What is always in memory."""
-        return sum(map(len, self._gaps)) + sum(map(len, self._values))
+        return self._gaps.size_bytes + self._values.size_bytes
 
     @property
     def unpacked_bytes(self) -> int:
@@ -57,18 +111,16 @@ class PackedDiffs(Mapping[str, Diff]):
         return sum(self._counts) * _ENTRY_BYTES
 
     def unpack(self) -> None:
-        """Unpack, unless that is done: indices in one thread, values in another."""
+        """Unpack, unless that is done."""
         if self._unpacked is not None:
             return
         total = sum(self._counts)
         indices, values = np.empty(total, np.int32), np.empty(total, np.float32)
-        rest = _POOL.submit(_unpack, self._values, values)
-        _unpack(self._gaps, indices)
+        unpack_columns([(self._gaps, indices)], [(self._values, values)])
         at = 0
         for count in self._counts:
             np.cumsum(indices[at : at + count], out=indices[at : at + count])
             at += count
-        rest.result()
         columns = (torch.from_numpy(column).split(self._counts) for column in (indices, values))
         self._unpacked = {
             name: Diff(indices=i, values=v, shape=shape)
@@ -96,46 +148,47 @@ class PackedDiffs(Mapping[str, Diff]):
         return len(self._shapes)
 
 
-def pack_sft(sft: SFT) -> SFT:
-    """Give the same SFT with its diffs packed."""
-    return replace(sft, diffs=PackedDiffs(sft.diffs), head={n: v.clone() for n, v in sft.head.items()}, details={})
+class Unpackable(Protocol):
+    """What is kept packed and can be unpacked for a while."""
+
+    @property
+    def unpacked_bytes(self) -> int: ...  # noqa: D102
+
+    def unpack(self) -> None: ...  # noqa: D102
+
+    def drop(self) -> None: ...  # noqa: D102
 
 
 class Unpacked:
-    """Which packed SFTs are unpacked: those of the last switches, as many as a budget allows.
+    """What is unpacked: that of the last switches, as much as a budget allows.
 
     Args:
-        budget_bytes: for unpacked diffs; what is in place stays unpacked whatever it takes.
+        budget_bytes: for what is unpacked; what is in place stays unpacked whatever it takes.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._order: OrderedDict[int, PackedDiffs] = OrderedDict()
+        self._order: OrderedDict[int, Unpackable] = OrderedDict()
 
-    def use(self, sfts: Iterable[SFT]) -> None:
+    def use(self, wanted: Iterable[Unpackable]) -> None:
         """Unpack these, and drop those that were used longest ago and do not fit any more."""
-        wanted = [sft.diffs for sft in sfts if isinstance(sft.diffs, PackedDiffs)]
-        for diffs in wanted:
-            self._order[id(diffs)] = diffs
-            self._order.move_to_end(id(diffs))
-        kept = {id(diffs) for diffs in wanted}
-        total = sum(diffs.unpacked_bytes for diffs in self._order.values())
-        for number, diffs in list(self._order.items()):
+        wanted = list(wanted)
+        for one in wanted:
+            self._order[id(one)] = one
+            self._order.move_to_end(id(one))
+        kept = {id(one) for one in wanted}
+        total = self.unpacked_bytes
+        for number, one in list(self._order.items()):
             if total <= self._budget:
                 break
             if number not in kept:
-                diffs.drop()
+                total -= one.unpacked_bytes
+                one.drop()
                 del self._order[number]
-                total -= diffs.unpacked_bytes
-        for diffs in wanted:
-            diffs.unpack()
+        for one in wanted:
+            one.unpack()
 
     @property
     def unpacked_bytes(self) -> int:
-        """What unpacked diffs take now."""
-        return sum(diffs.unpacked_bytes for diffs in self._order.values())
-
-
-def _unpack(packed: tuple[bytes, ...], out: Array) -> None:
-    for number, chunk in enumerate(packed):
-        standalone.simple_decompress_into(chunk, out[number * CHUNK : (number + 1) * CHUNK])
+        """What is unpacked now takes."""
+        return sum(one.unpacked_bytes for one in self._order.values())

@@ -139,7 +139,17 @@ def unigram_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def learning() -> ModuleType:
     """The module `learning.py` beside this file: a small language and a small tagging task."""
-    spec = importlib.util.spec_from_file_location("learning", Path(__file__).with_name("learning.py"))
+    return _beside("learning")
+
+
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    """The module `adapters_reference.py` beside this file, which made the numbers of the `.json` there."""
+    return _beside("adapters_reference")
+
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForMaskedLM, BertConfig, PreTrainedModel, XLMRobertaConfig
 
 from ltsft.base import Base, encoder_parameters, load_base, parameter_roles
 from ltsft.compose import RULES, Resident, composed, export_composition
@@ -302,6 +303,29 @@ def test_mad_x_computes_what_its_equations_say(learn: Learn, base: Base, learnin
         expected = torch.cat([first, second], -1) @ head.decoder.weight.T + head.bias
         found = speaker(input_ids=ids).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-r"])
+@torch.no_grad()
+def test_mad_x_computes_what_the_library_of_its_authors_does(family: str, reference: ModuleType) -> None:
+    """Hidden states with a language adapter, with a task adapter on it, and the logits of the masked LM."""
+    expected = json.loads(reference.FILE.read_text())[family]
+    config = {"bert": BertConfig, "xlm-r": XLMRobertaConfig}[family](**reference.SIZES, **reference.MORE)
+    model: Any = AutoModelForMaskedLM.from_config(config).eval()
+    layers, hidden = config.num_hidden_layers, config.hidden_size
+    language = Bottlenecks(layers, hidden, reference.WIDTHS["language"], invertible=hidden)
+    task = Bottlenecks(layers, hidden, reference.WIDTHS["task"])
+    for prefix, module in (("", model), ("language.", language), ("task.", task)):
+        for name, parameter in module.named_parameters():
+            parameter.copy_(reference.weight(prefix + name, parameter.shape))
+    ids, stack, found = torch.tensor(reference.IDS), stack_of(model), {}
+    for label, adapters in (("language", [language]), ("both", [language, task])):
+        stack.compose(adapters)
+        found[label] = model.base_model(input_ids=ids).last_hidden_state
+        if label == "language":
+            found["logits"] = model(input_ids=ids).logits
+    for label, values in expected.items():
+        torch.testing.assert_close(found[label].flatten(), torch.tensor(values), rtol=0, atol=2e-5)
 
 
 @torch.no_grad()

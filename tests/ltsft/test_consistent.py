@@ -276,4 +276,4 @@ def test_the_key_of_a_recipe_names_consistency_only_where_there_is_any_and_no_pa
     words = {"code_switch": {"words": "tsv:/some/where.tsv"}}
     values = Recipe.model_validate({"density": 0.5, "consistency": {"augmentations": words}}).of_seed(1)
     switching = {"code_switch": {"share": 0.3}, "noise": None, "subword_sampling": None}
-    assert values["consistency"] == {"example": 5.0, "model": 0.0, "augmentations": switching}
+    assert values["consistency"] == {"example": 1.0, "model": 0.0, "augmentations": switching}

@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,9 +20,12 @@ from ltsft.errors import CompositionError, LtsftError, ReleaseError, SFTFileErro
 from ltsft.files import load_sft, save_sft
 from ltsft.release import Composition, Release, parse_composition
 from ltsft.serving.answers import Input
-from ltsft.serving.engine import Admitted, Engine
+from ltsft.serving.engine import Admitted, Engine, group_pieces
 from ltsft.serving.limits import Limits
-from ltsft.serving.packed import PackedDiffs, Unpacked, pack_sft
+from ltsft.serving.packed import PackedColumn, PackedDiffs, Unpacked
+from ltsft.serving.rows import RowDiffs
+from ltsft.serving.word_reader import TokenPiece
+from ltsft.sft import Diff
 
 SENTENCES = ["bako dedas .", "gilik .", "dedas bako gilik bako dedas .", "bako"]
 
@@ -29,13 +34,20 @@ def admitted_all(engine: Engine, shelf: Any) -> list[Admitted]:
     return [engine.admit(release, shelf) for release in shelf.released.values()]
 
 
-def offline(base: Base, admitted: Admitted, shelf: Any, pieces: list[Any]) -> torch.Tensor:
-    """Logits of the composition in a model of its own, composed the plain way, one batch."""
+def offline(base: Base, admitted: Admitted, shelf: Any, pieces: list[Any]) -> list[torch.Tensor]:
+    """Logits of the composition in a model of its own, composed the plain way, in the same batches."""
     composition = admitted.composition
     model = base.token_classifier(composition.labels, seed=3).eval()
     parts = [(load_sft(shelf.fetch(part)), part.weight) for part in composition.parts]
     with composed(model, parts, base=base.ref, rule=composition.rule), torch.inference_mode():
-        return torch.stack([row for (row,) in admitted.reader.forward(model, pieces)])
+        found = {}
+        for batch in group_pieces(pieces, Limits()):
+            found |= zip(batch, admitted.reader.forward(model, [pieces[i] for i in batch]), strict=True)
+    return [found[i][0] for i in range(len(pieces))]
+
+
+def are_equal(given: list[Any], wanted: list[torch.Tensor]) -> bool:
+    return len(given) == len(wanted) and all(torch.equal(a, b) for (a,), b in zip(given, wanted, strict=True))
 
 
 def test_answers_have_the_bits_of_the_offline_composition_after_any_order_of_switches(
@@ -45,15 +57,13 @@ def test_answers_have_the_bits_of_the_offline_composition_after_any_order_of_swi
     expected = {}
     for admitted in ready:
         pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
-        pieces.sort(key=lambda piece: len(piece.input_ids))
         expected[admitted] = (pieces, offline(base, admitted, shelf, pieces))
     order = random.Random(0).choices(ready, k=60)
 
     for admitted in order:
         pieces, wanted = expected[admitted]
-        given = engine.run(admitted, pieces)
-        assert torch.equal(torch.stack([row for (row,) in given]), wanted), admitted.release.slot
-    assert len({wanted.numpy().tobytes() for _, wanted in expected.values()}) == len(ready)
+        assert are_equal(engine.run(admitted, pieces), wanted), admitted.release.slot
+    assert len({wanted[0].numpy().tobytes() for _, wanted in expected.values()}) == len(ready)
 
 
 def test_a_composition_by_another_rule_and_weights_is_served_exactly_beside_the_plain_ones(
@@ -70,10 +80,8 @@ def test_a_composition_by_another_rule_and_weights_is_served_exactly_beside_the_
     assert again.key != plain.composition.key
     admitted = engine.admit(Release(9, again), shelf)
     pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
-    pieces.sort(key=lambda piece: len(piece.input_ids))
     for one in (admitted, plain, admitted):
-        given = torch.stack([row for (row,) in engine.run(one, pieces)])
-        assert torch.equal(given, offline(base, one, shelf, pieces))
+        assert are_equal(engine.run(one, pieces), offline(base, one, shelf, pieces))
     unknown = tuple(part.model_copy(update={"weight": {"layr.0": 0.5}}) for part in parts)
     with pytest.raises(CompositionError, match="matches no parameter"):
         engine.admit(_with(changed, parts=unknown), shelf)
@@ -97,9 +105,7 @@ def test_one_encoder_is_shared_by_all_heads_and_an_sft_is_kept_once(engine: Engi
 
 def test_packing_loses_nothing_and_unpacks_again_after_a_drop(shelf: Any) -> None:
     sft = load_sft(next(iter(shelf.folders.values())))
-    packed = pack_sft(sft)
-    diffs = packed.diffs
-    assert isinstance(diffs, PackedDiffs)
+    diffs = PackedDiffs(sft.diffs)
     assert diffs.packed_bytes < 0.75 * diffs.unpacked_bytes
     for _ in range(2):
         assert dict(diffs).keys() == sft.diffs.keys()
@@ -112,15 +118,70 @@ def test_packing_loses_nothing_and_unpacks_again_after_a_drop(shelf: Any) -> Non
         diffs["nowhere"]
 
 
+@pytest.mark.parametrize("density", [0.0, 0.03, 1.0])
+@pytest.mark.parametrize("is_short", [False, True])
+def test_rows_of_a_packed_diff_are_those_of_the_whole_matrix_and_only_their_blocks_are_unpacked(
+    density: float, is_short: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    shape = (101, 13)
+    support = torch.nonzero(torch.rand(shape[0] * shape[1], generator=generator) < density).flatten().int()
+    values = torch.randn(len(support), generator=generator)
+    diff = Diff(indices=support, values=values.bfloat16().float() if is_short else values, shape=shape)
+    packed = RowDiffs(diff, block_rows=8)
+    for rows in ([0], [100], [7, 8, 9], list(range(101)), [3, 50, 51, 99]):
+        packed.drop()
+        places, found = packed.entries(np.array(rows))
+        table = torch.zeros(len(rows) * shape[1])
+        table[places] = found
+        assert torch.equal(table.view(-1, shape[1]), diff.dense()[rows])
+        assert bool((places[1:] > places[:-1]).all())
+        blocks = {row // 8 for row in rows}
+        inside = sum(int(at) // shape[1] // 8 in blocks for at in support)
+        assert packed.unpacked_bytes == 8 * inside
+
+
+def test_values_that_were_stored_as_bfloat16_are_kept_as_such() -> None:
+    values = torch.randn(5_000).bfloat16().float().numpy()
+    packed, whole = PackedColumn.of(values), PackedColumn.of(np.nextafter(values, np.float32(9)))
+    assert packed.size_bytes < 0.5 * whole.size_bytes
+    out = np.empty_like(values)
+    packed.unpack_into(out)
+    assert out.tobytes() == values.tobytes()
+
+
 def test_no_more_is_unpacked_than_the_budget_allows_and_what_is_in_place_stays(shelf: Any) -> None:
-    sfts = [pack_sft(load_sft(folder)) for folder in shelf.folders.values()]
-    size = max(sft.diffs.unpacked_bytes for sft in sfts)  # type: ignore[attr-defined]
+    packed = [PackedDiffs(load_sft(folder).diffs) for folder in shelf.folders.values()]
+    size = max(diffs.unpacked_bytes for diffs in packed)
     unpacked = Unpacked(budget_bytes=2 * size)
-    for sft in sfts:
-        unpacked.use([sft])
+    for diffs in packed:
+        unpacked.use([diffs])
         assert unpacked.unpacked_bytes <= 2 * size
-    unpacked.use(sfts[:4])
+    unpacked.use(packed[:4])
     assert unpacked.unpacked_bytes > 2 * size
+
+
+def test_pieces_are_grouped_so_that_padding_costs_least_within_the_bounds_of_a_pass(engine: Engine) -> None:
+    seen: list[list[int]] = []
+
+    class Reader:
+        def forward(self, model: Any, pieces: Any) -> list[Any]:
+            seen.append([len(piece.input_ids) for piece in pieces])
+            return [(torch.tensor(len(piece.input_ids)),) for piece in pieces]
+
+    def grouped(*lengths: int, **limits: int) -> list[list[int]]:
+        seen.clear()
+        bounded = Engine(engine.base, limits=Limits.model_validate(limits))
+        bounded.put_in_place = lambda _: None  # type: ignore[method-assign]
+        admitted: Any = SimpleNamespace(reader=Reader(), model=None)
+        found = bounded.run(admitted, [TokenPiece((1,) * length, ()) for length in lengths])
+        assert [int(n) for (n,) in found] == list(lengths)
+        return list(seen)
+
+    assert grouped(50, 9, 51, 10, 52, 11, 53, 12) == [[9, 10, 11, 12], [50, 51, 52, 53]]
+    assert grouped(10, 11, 12) == [[10, 11, 12]]
+    assert grouped(*[10] * 5, batch_texts=2) in ([[10], [10, 10], [10, 10]], [[10, 10], [10, 10], [10]])
+    assert grouped(40, 40, 100, batch_subwords=80) == [[40, 40], [100]]
 
 
 def damaged(folder: Path, target: Path, change: Callable[[Path], None]) -> Path:
