@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from ltsft.compose import COMPOSITION_FILE
 from ltsft.errors import ConfigError, ServiceError, SFTFileError
@@ -49,7 +49,7 @@ def push_folder(folder: str | Path, repository: str, *, is_private: bool = True,
     try:
         api.create_repo(repository, private=is_private, exist_ok=True)
         commit = api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Add {what}")
-    except (HfHubHTTPError, OSError) as error:
+    except (httpx2.HTTPError, OSError, ValueError, RuntimeError) as error:  # the last two from uploads of large files
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ServiceError(f"the hub could not take {repository}: {first}; check HF_TOKEN and its rights") from error
     return str(commit.commit_url)

@@ -87,7 +87,7 @@ def send_file(file: Path, target: Path, *, sender: int, device: torch.device) ->
             data = bytearray(count) if source is None else bytearray(source.read(count))
             chunk = _send(torch.frombuffer(data, dtype=torch.uint8).to(device), sender)
             if copy is not None:
-                copy.write(memoryview(chunk.cpu().numpy()))
+                copy.write(chunk.cpu().numpy().tobytes())
     if is_writer:
         partial.replace(target)
 

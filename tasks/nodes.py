@@ -23,7 +23,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but in no __all__
 
 from ltsft.errors import InterruptedTraining, ServiceError
 from tasks.pod import FIRST_PROCESS

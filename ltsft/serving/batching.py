@@ -1,9 +1,10 @@
 """The queue: pieces of many requests become batches, each of one composition, in an order that saves switches.
 
 One thread owns the models, so a request never meets one that is half switched. Requests wait in a line for each
-(language, target task). A line is served whole, as far as one batch holds it; the next line is the one whose first
-request has waited longest, but the composition that is in place goes on while nobody has waited longer than the
-server's patience. What is live is looked up when a batch is made, so that a rollback reaches waiting requests too.
+(language, target task), those that were made ready for another kind of model in a line of their own. A line is served
+whole, as far as one batch holds it; the next line is the one whose first request has waited longest, but the
+composition that is in place goes on while nobody has waited longer than the server's patience. What is live is looked
+up when a batch is made, so that a rollback reaches waiting requests too.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from ltsft.release import Slot
+from ltsft.errors import LtsftError
 from ltsft.serving.answers import Output, Piece
 from ltsft.serving.limits import Limits
 
@@ -51,17 +52,25 @@ class Answered:
 
 @dataclass(eq=False)
 class Job:
-    """The pieces of the texts that one request asks of one (language, target task): answered by one release."""
+    """The pieces of the texts that one request asks of one (language, target task): answered by one release.
 
-    slot: Slot
+    Attributes:
+        line: where it waits: what has the same line may be answered in one batch.
+        pieces: what goes through the model.
+        deadline: by the monotonic clock; later it is not worth answering.
+        future: its answer.
+        arrived: by the monotonic clock.
+    """
+
+    line: Hashable
     pieces: Sequence[Piece]
     deadline: float
     future: Future[Answered] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
 
-BatchRunner = Callable[[Slot, Sequence[Piece]], tuple[list[Output], Any]]
-"""Runs pieces through the live composition of a slot; gives their outputs and the release that it was."""
+BatchRunner = Callable[[Any, Sequence[Piece]], tuple[list[Output], Any]]
+"""Runs pieces of a line through the composition that is live for it; gives their outputs and which release it was."""
 
 
 class Batcher:
@@ -79,9 +88,9 @@ class Batcher:
         self._run = run
         self._limits = limits
         self._on_batch = on_batch
-        self._lines: dict[Slot, deque[Job]] = {}
+        self._lines: dict[Hashable, deque[Job]] = {}
         self._waiting = 0
-        self._current: Slot | None = None
+        self._current: Hashable | None = None
         self._seconds_per_piece = 0.05
         self._changed = threading.Condition()
         self._is_closing = False
@@ -120,7 +129,7 @@ class Batcher:
             if self._waiting and self._waiting + pieces > self._limits.max_waiting:
                 raise FullError(self._waiting, max(1, round(self._waiting * self._seconds_per_piece)))
             for job in jobs:
-                self._lines.setdefault(job.slot, deque()).append(job)
+                self._lines.setdefault(job.line, deque()).append(job)
             self._waiting += pieces
             self._changed.notify()
 
@@ -136,9 +145,9 @@ class Batcher:
                 self._answer(jobs)
 
     def _take(self) -> list[Job]:
-        """Take the jobs of the next batch, all of one slot; those that are too late are told so."""
-        slot = self._next_slot(time.monotonic())
-        line = self._lines[slot]
+        """Take the jobs of the next batch, all of one line; those that are too late are told so."""
+        name = self._next_line(time.monotonic())
+        line = self._lines[name]
         jobs: list[Job] = []
         longest, pieces = 0, 0
         while line:
@@ -157,28 +166,32 @@ class Batcher:
                 jobs.append(job)
                 pieces += len(job.pieces)
         if not line:
-            del self._lines[slot]
+            del self._lines[name]
         return jobs
 
-    def _next_slot(self, now: float) -> Slot:
-        oldest = min(self._lines, key=lambda slot: self._lines[slot][0].arrived)
+    def _next_line(self, now: float) -> Hashable:
+        oldest = min(self._lines, key=lambda name: self._lines[name][0].arrived)
         current, is_patient = self._current, now - self._lines[oldest][0].arrived < self._limits.patience_seconds
         return current if current is not None and current in self._lines and is_patient else oldest
 
     def _answer(self, jobs: list[Job]) -> None:
-        slot = jobs[0].slot
+        line = jobs[0].line
         pieces = [piece for job in jobs for piece in job.pieces]
         begin = self._busy_since = time.monotonic()
         try:
-            outputs, release = self._run(slot, pieces)
+            outputs, release = self._run(line, pieces)
+        except LtsftError as error:  # foreseen, such as a release that was withdrawn
+            for job in jobs:
+                job.future.set_exception(error)
+            return
         except Exception as error:  # the thread goes on: each of the requests is told
-            _LOG.exception("a batch of %s failed", slot)
+            _LOG.exception("a batch of %s failed", line)
             for job in jobs:
                 job.future.set_exception(error)
             return
         finally:
             self._busy_since = None
-        self._current = slot
+        self._current = line
         seconds = time.monotonic() - begin
         self._seconds_per_piece += 0.1 * (seconds / len(pieces) - self._seconds_per_piece)
         if self._on_batch is not None:

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ltsft.errors import LtsftError
 from ltsft.release import Release, ReleaseSource, Slot
@@ -27,6 +28,10 @@ _STUCK_SECONDS = 120.0
 
 class UnknownReleaseError(LtsftError):
     """Nothing is released for a (language, target task)."""
+
+
+class _ReplacedError(LtsftError):
+    """While a request waited, a release of another kind came under its name: the request is to be made ready anew."""
 
 
 @dataclass(frozen=True)
@@ -159,38 +164,52 @@ class Service:
             TooLateError: the time is over.
         """
         deadline = time.monotonic() + self.limits.request_seconds
-        readers = [self.known_reader(slot) for slot, _ in asked]
+        answers: dict[int, Answer] = {}
+        remaining = list(range(len(asked)))
+        while remaining:
+            remaining = await self._answer_into(answers, asked, remaining, deadline)
+        return [answers[n] for n in range(len(asked))]
+
+    async def _answer_into(
+        self, answers: dict[int, Answer], asked: Sequence[tuple[Slot, Input]], numbers: Sequence[int], deadline: float
+    ) -> list[int]:
+        """Answer some of the texts; give the numbers of those whose release was replaced by one of another kind."""
+        live = {slot: self.known_reader(slot) for slot in dict.fromkeys(asked[n][0] for n in numbers)}
         prepared = await asyncio.to_thread(
-            lambda: [admitted.reader.prepare(item) for admitted, (_, item) in zip(readers, asked, strict=True)]
+            lambda: {n: live[asked[n][0]].reader.prepare(asked[n][1]) for n in numbers},
         )
-        numbers: dict[Slot, list[int]] = {}
-        for number, (slot, _) in enumerate(asked):
-            numbers.setdefault(slot, []).append(number)
-        pieces = sum(len(text.pieces) for text in prepared)
+        pieces = sum(len(text.pieces) for text in prepared.values())
         if pieces > self.limits.max_pieces:
             raise RefusedInputError(
                 f"the texts are {pieces} times what the model takes at once, at most {self.limits.max_pieces} times is "
                 "allowed in one request; send fewer"
             )
-        jobs = [
-            Job(slot, [piece for n in mine for piece in prepared[n].pieces], deadline) for slot, mine in numbers.items()
-        ]
-        self._batcher.submit(jobs)
-        answers: dict[int, Answer] = {}
-        for job, mine in zip(jobs, numbers.values(), strict=True):
+        mine = {slot: [n for n in numbers if asked[n][0] == slot] for slot in live}
+        jobs = {
+            slot: Job(_Line(slot, _kind_of(live[slot])), [piece for n in own for piece in prepared[n].pieces], deadline)
+            for slot, own in mine.items()
+        }
+        self._batcher.submit(list(jobs.values()))
+        again: list[int] = []
+        for slot, job in jobs.items():
             try:
                 answered = await asyncio.wait_for(asyncio.wrap_future(job.future), deadline - time.monotonic())
             except TimeoutError as error:
                 raise TooLateError(self.limits.request_seconds) from error
+            except _ReplacedError:
+                again += mine[slot]
+                continue
             admitted: Admitted = answered.release
             outputs = iter(answered.outputs)
-            for n in mine:
+            for n in mine[slot]:
                 result = admitted.reader.read(prepared[n], [next(outputs) for _ in prepared[n].pieces])
                 answers[n] = Answer(result, admitted.release)
-        return [answers[n] for n in range(len(asked))]
+        return again
 
-    def _run(self, slot: Slot, pieces: Sequence[Piece]) -> tuple[list[Output], Admitted]:
-        admitted = self.known_reader(slot)
+    def _run(self, line: _Line, pieces: Sequence[Piece]) -> tuple[list[Output], Admitted]:
+        admitted = self.known_reader(line.slot)
+        if _kind_of(admitted) != line.kind:
+            raise _ReplacedError(f"{line.slot} was replaced by a release of another kind")
         return self._engine.run(admitted, pieces), admitted
 
     def _watch(self) -> None:
@@ -226,6 +245,19 @@ class Service:
         self._live, self._refused = live, refused
         self.metrics.releases({slot: admitted.release.version for slot, admitted in live.items()}, refused=len(refused))
         return changed
+
+
+class _Line(NamedTuple):
+    """Where texts wait: for a (language, target task), made ready for one kind of model."""
+
+    slot: Slot
+    kind: Hashable
+
+
+def _kind_of(admitted: Admitted) -> Hashable:
+    """Give what texts are made ready for: releases that agree in it may take each other's pieces."""
+    composition = admitted.composition
+    return composition.objective, composition.takes_pairs, composition.max_length
 
 
 def _is_same(a: Release, b: Release) -> bool:

@@ -154,8 +154,7 @@ class Rig:
         }
         self.secrets = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
         self.cluster.config_maps["ltsft-settings"] = self.settings
-        stored = {"metadata": {"name": "ltsft-s3"}, "stringData": {"access-key": "testing", "secret-key": "testing"}}
-        self.cluster._call(lambda: self.cluster._add("secrets", NAMESPACE, stored))
+        self.cluster.add_secret("ltsft-s3", NAMESPACE, {"access-key": "testing", "secret-key": "testing"})
         wait_until(lambda: self._answers(f"{self.prefect_url}/health"), "Prefect's server", 90)
         wait_until(lambda: self._answers(f"{self.mlflow.url}/health"), "MLflow", 90)
 

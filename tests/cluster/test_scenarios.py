@@ -274,6 +274,7 @@ def test_a_text_in_the_inbox_is_noticed_once_and_becomes_a_row_of_the_matrix(clu
     watching = [cluster.run("watch-inbox", project=reference(project), quiet_seconds=0) for _ in range(2)]
     for run in watching:
         cluster.finished(run)
+    assert cluster.finished(cluster.run("watch-inbox", project=reference(project), quiet_seconds=0))["type"] == ENDS[0]
     flow = cluster.ask("GET", "/flows/name/onboard-language")["id"]
 
     def onboarding() -> list[Any]:
@@ -283,6 +284,10 @@ def test_a_text_in_the_inbox_is_noticed_once_and_becomes_a_row_of_the_matrix(clu
 
     assert state["type"] == "COMPLETED", state["message"]
     assert len(onboarding()) == 1
+    assert "- pos cc: version 1 is a candidate, score " in state["message"]
+    released = f"{yaml.safe_load(project.read_text())['name']}.pos.cc"
+    aliases = cluster.tracker(project).client.get_registered_model(released).aliases
+    assert aliases == {"candidate": "1"}, "it is offered, and what is live is as it was"
     made = {r.info.run_id: r.data.tags["ltsft.subject"] for r in cluster.mlflow_runs(project)
             if r.info.status == "FINISHED"}  # fmt: skip
     assert set(made.values()) >= {"language cc", "cell pos aa", "cell pos cc"}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 
 from ltsft.errors import ReleaseError, ServiceError
 from ltsft.release import Slot
-from ltsft.serving.answers import Input
+from ltsft.serving.answers import Input, OtherFormError
 from ltsft.serving.bundle import Bundle
+from ltsft.serving.engine import Engine
+from ltsft.serving.results import EntitiesResult
 from ltsft.serving.service import Service, UnknownReleaseError
 
 Make = Callable[..., Service]
@@ -145,3 +149,35 @@ def test_texts_of_one_request_are_answered_by_one_release(make_service: Make, sh
     assert len({answer.release.version for answer in answers}) == 1
     assert len({tuple(w.score for w in answer.result.words) for answer in answers}) == 1
     assert version(service) == 2
+
+
+def test_requests_that_wait_while_a_release_of_another_objective_comes_are_made_ready_anew(
+    make_service: Make, shelf: Any, kinds: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(shelf)
+    by_name = {c.target_task: c for c in kinds[0] if c.language == "aa"}
+    shelf.folders |= kinds[1]
+    run, begun, gate = Engine.run, threading.Event(), threading.Event()
+
+    def held(self: Engine, *arguments: Any) -> Any:
+        begun.set()
+        assert gate.wait(20)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Engine, "run", held)
+    other = Slot("aa", "coarse")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(ask, service, (Slot("bb", "pos"), "bako"))
+        assert begun.wait(20)
+        entities, form = (pool.submit(ask, service, (slot, "bako dedas .")) for slot in (POS, other))
+        while service.waiting < 2:
+            time.sleep(0.01)
+        shelf.put(by_name["ner"].model_copy(update={"target_task": "pos"}), 2)
+        shelf.put(by_name["qa"].model_copy(update={"target_task": "coarse"}), 2)
+        service.refresh()
+        gate.set()
+        assert first.result(20)[0].release.version == 1
+        [answer] = entities.result(20)
+        assert (answer.release.version, type(answer.result)) == (2, EntitiesResult)
+        with pytest.raises(OtherFormError, match="takes question and context, got text"):
+            form.result(20)
