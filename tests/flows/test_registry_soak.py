@@ -93,8 +93,8 @@ class Releasing:
 @pytest.mark.parametrize(
     ("requests", "least"),
     [
-        pytest.param(400, 2, id="short", marks=pytest.mark.slow),
-        pytest.param(8_000, 30, id="long", marks=pytest.mark.soak),
+        pytest.param(1_600, 2, id="short", marks=pytest.mark.slow),
+        pytest.param(10_000, 20, id="long", marks=pytest.mark.soak),
     ],
 )
 def test_releases_through_a_real_registry_never_give_a_wrong_version(
