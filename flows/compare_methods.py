@@ -13,9 +13,8 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
 
-from flows.making import make_cells, making
+from flows.making import experiment_state, make_cells, making
 from ltsft.comparison import Comparison, MethodScores
 from ltsft.comparison import compare_methods as compare
 from ltsft.config import ProjectRef
@@ -55,11 +54,7 @@ def compare_methods(
         comparison, missing = _compare(project, target.name, methods, reference, seeds, languages)
         told.append(comparison.text())
         failures |= missing
-    message = "\n".join(told)
-    if failures:
-        lines = "\n".join(f"- {where}: {reason}" for where, reason in failures.items())
-        return Failed(message=f"{message}\n{len(failures)} could not be made:\n{lines}")
-    return Completed(message=message)
+    return experiment_state(told, failures)
 
 
 def _compare(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
 
 from flows.adapt_language import adapt_language
 from flows.adapt_task import adapt_task
@@ -138,6 +139,19 @@ def make_cells(make: Making, project: ProjectRef, cells: Iterable[str]) -> Failu
     failures = make.train(project, [step for step in stale if step.product.kind != "cell"])
     unscored = [step.product.subject for step in stale if step.product.kind == "cell"]
     return failures | (make.evaluate(project, failures, only=unscored) if unscored else {})
+
+
+def listed(failures: Mapping[str, str]) -> str:
+    """Give a line for each product that could not be made."""
+    return "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
+
+
+def experiment_state(tables: Sequence[str], failures: Mapping[str, str]) -> State[Any]:
+    """Give the state that an experiment ends in: its tables, and what is missing in them."""
+    told = "\n".join(tables)
+    if failures:
+        return Failed(message=f"{told}\n{len(failures)} could not be made:\n{listed(failures)}")
+    return Completed(message=told)
 
 
 def _why(state: State[Any]) -> str:

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.making import making
+from flows.making import listed, making
 from flows.promote import offer_slot
 from ltsft.config import ProjectRef
 from ltsft.errors import ReleaseError
@@ -41,8 +41,7 @@ def onboard_language(project: ProjectRef, language: str) -> State[Any]:
     failures |= {subject: reason for subject, reason in gaps.items() if subject in wanted or subject == "matrix"}
     offered = _offer(project, language)
     if failures:
-        told = "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
-        return Failed(message=f"{language}: {len(failures)} products could not be made:\n{told}{offered}")
+        return Failed(message=f"{language}: {len(failures)} products could not be made:\n{listed(failures)}{offered}")
     return Completed(message=f"{language}: {', '.join(sorted(wanted))} are up to date{offered}")
 
 

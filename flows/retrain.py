@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.making import making
+from flows.making import listed, making
 from flows.promote import promote
 from ltsft.config import ProjectRef
 from tasks.workspace import open_workspace
@@ -44,6 +44,7 @@ def retrain(project: ProjectRef, release: bool = False) -> State[Any]:
         released = f"\nReleases: {outcome.message}"
         get_run_logger().info("releases: %s", outcome.message)
     if failures:
-        told = "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
-        return Failed(message=f"{len(failures)} of {len(plan.steps)} products could not be made:\n{told}{released}")
+        return Failed(
+            message=f"{len(failures)} of {len(plan.steps)} products could not be made:\n{listed(failures)}{released}"
+        )
     return Completed(message=f"all {len(plan.steps)} products are up to date{released}")

@@ -13,9 +13,8 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
 
-from flows.making import make_cells, making
+from flows.making import experiment_state, make_cells, making
 from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
 from ltsft.experiment_figures import sweep_figure
@@ -25,7 +24,7 @@ from tasks.experiments import (
     Reported,
     cell_steps,
     chosen_tasks,
-    density_variant,
+    density_variants,
     log_experiment,
     measure_fit,
     read_cells,
@@ -61,11 +60,7 @@ def sweep_density(
         sweep, missing = _sweep(project, target.name, language_densities, task_densities, languages)
         told.append(sweep.text())
         failures |= missing
-    message = "\n".join(told)
-    if failures:
-        lines = "\n".join(f"- {where}: {reason}" for where, reason in failures.items())
-        return Failed(message=f"{message}\n{len(failures)} could not be made:\n{lines}")
-    return Completed(message=message)
+    return experiment_state(told, failures)
 
 
 def _sweep(
@@ -75,8 +70,7 @@ def _sweep(
     task_densities: Sequence[float],
     languages: Sequence[str] | None,
 ) -> tuple[DensitySweep, dict[str, str]]:
-    pairs = [(a, b) for a in sorted(set(language_densities)) for b in sorted(set(task_densities))]
-    variants = {(a, b): density_variant(project, target_task, language=a, task=b) for a, b in pairs}
+    variants = density_variants(project, target_task, language=language_densities, task=task_densities)
     make = making()
     failures: dict[str, str] = {}
     cells: dict[tuple[float, float], dict[str, ScoredCell]] = {}
@@ -84,8 +78,8 @@ def _sweep(
     keys: dict[str, str] = {}
     for number, (pair, ref) in enumerate(variants.items(), 1):
         name = f"language {pair[0]:g} task {pair[1]:g}"
-        get_run_logger().info("pair %d of %d: %s", number, len(pairs), name)
-        show(f"pair {number} of {len(pairs)}: {name}")
+        get_run_logger().info("pair %d of %d: %s", number, len(variants), name)
+        show(f"pair {number} of {len(variants)}: {name}")
         workspace = open_workspace(ref)
         target = workspace.project.target_tasks[target_task]
         wanted = languages or list(target.test)
@@ -99,7 +93,7 @@ def _sweep(
             try:
                 fits[pair] = measure_fit(workspace, target)
             except LtsftError as error:
-                failures[f"{name}: fit"] = str(error)
+                failures[f"fit {target_task} {name}"] = str(error)
     workspace = open_workspace(project)
     target = workspace.project.target_tasks[target_task]
     sweep = sweep_points(
@@ -112,11 +106,22 @@ def _sweep(
         gaps=failures,
         artificial=workspace.project.artificial,
     )
+    show(f"density sweep {target_task}")
+    log_experiment(workspace, _reported(sweep, keys, fits, failures))
+    return sweep, failures
+
+
+def _reported(
+    sweep: DensitySweep,
+    keys: dict[str, str],
+    fits: dict[tuple[float, float], tuple[float, float]],
+    failures: dict[str, str],
+) -> Reported:
     children = [
         Child(
             f"language {p.language_density:g} task {p.task_density:g}",
             "point of sweep",
-            f"sweep {target_task}",
+            f"sweep {sweep.target_task}",
             {name: value for name, value in p.as_row().items() if value is not None},
             {"language_density": p.language_density, "task_density": p.task_density},
         )
@@ -127,8 +132,8 @@ def _sweep(
     if sweep.against_dense is not None:
         d = sweep.against_dense
         metrics |= {"against_dense": d.difference, "against_dense.lower": d.lower, "against_dense.upper": d.upper}
-    reported = Reported(
-        name=f"density sweep {target_task}",
+    return Reported(
+        name=f"density sweep {sweep.target_task}",
         kind="sweep",
         parts={"cells": keys, "fits": [[*pair, *fit] for pair, fit in fits.items()], "gaps": dict(failures)},
         result=sweep,
@@ -136,6 +141,3 @@ def _sweep(
         children=children,
         metrics=metrics,
     )
-    show(f"density sweep {target_task}")
-    log_experiment(workspace, reported)
-    return sweep, failures

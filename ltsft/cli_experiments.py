@@ -11,7 +11,17 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from ltsft.console import BaseOption, DataRoot, Overrides, ProjectFile, escaped, fail, project_ref, told_errors
+from ltsft.console import (
+    BaseOption,
+    DataRoot,
+    MethodOption,
+    Overrides,
+    ProjectFile,
+    escaped,
+    fail,
+    project_ref,
+    told_errors,
+)
 
 experimenting = typer.Typer()
 
@@ -27,12 +37,13 @@ def sweep_density(
     task_densities: Annotated[str, typer.Option(help="Of task SFTs, with commas between; 1 is dense.")],
     target_task: Targets = None,
     languages: Languages = None,
+    method: MethodOption = None,
     data_root: DataRoot = None,
     base: BaseOption = None,
     overrides: Overrides = None,
 ) -> None:
     """Show what density does to the score, to interference and to overfitting; make what is missing for it."""
-    ref = project_ref(file, data_root, base, overrides)
+    ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
         from flows.sweep_density import sweep_density as flow
 
@@ -85,12 +96,13 @@ def search_weights(
     task_weights: Annotated[str, typer.Option(help="Of the task SFT, with commas between.")] = "1",
     rules: Annotated[str, typer.Option(help="Composition rules, with commas between.")] = "sum",
     target_task: Targets = None,
+    method: MethodOption = None,
     data_root: DataRoot = None,
     base: BaseOption = None,
     overrides: Overrides = None,
 ) -> None:
     """Score weights and rules of compositions on held-out data, never on test data; the SFTs have to exist."""
-    ref = project_ref(file, data_root, base, overrides)
+    ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
         from flows.search_weights import search_weights as flow
 

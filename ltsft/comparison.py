@@ -6,7 +6,7 @@ What is resampled is said at `ltsft.paired`: the sentences of each test set and 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
@@ -128,28 +128,34 @@ class Comparison:
             )
         return lines
 
-    def caption(self) -> str:
-        """Say what the figures are and what was resampled."""
+    def _scores(self) -> str:
+        seeds = f"{len(self.seeds)} {'seeds' if len(self.seeds) > 1 else 'seed'} of the task training"
+        return f"{self.metric} in %, mean {'± standard deviation ' if len(self.seeds) > 1 else ''}over {seeds}"
+
+    def _differences(self) -> str:
         drawn = "sentences and seeds" if len(self.seeds) > 1 else "sentences"
         return (
-            f"{self.metric} in %, ± standard deviation over {len(self.seeds)} "
-            f"{'seeds' if len(self.seeds) > 1 else 'seed'} of the task training; difference to {self.reference} in "
-            f"points with its {100 * self.confidence:g} % interval by paired bootstrap over {drawn}, not over languages"
+            f"Difference to {self.reference} in points, with its {100 * self.confidence:g} % interval by paired "
+            f"bootstrap over {drawn}, not over languages; * where it leaves out 0"
         )
 
     def markdown(self) -> str:
         """Lay it out as Markdown."""
-        header, rows = self._table()
         title = f"# Methods on {self.target_task}{' (artificial languages)' if self.artificial else ''}"
-        lines = [title, "", *(f"- {line}" for line in self.summary()), "", self.caption() + ".", ""]
-        lines += markdown_table(header, rows, has_names=True)
+        lines = [title, "", *(f"- {line}" for line in self.summary()), "", f"{self._scores()}.", ""]
+        lines += markdown_table(*self._table(_score), has_names=True)
+        if len(self.methods) > 1:
+            lines += ["", f"{self._differences()}.", "", *markdown_table(*self._table(_difference), has_names=True)]
         lines += ["", *(f"- no score: {where}: {reason}" for where, reason in self.gaps.items())] if self.gaps else []
         return "\n".join(lines) + "\n"
 
     def text(self) -> str:
         """Lay it out as aligned plain text."""
-        header, rows = self._table()
-        lines = [f"{self.target_task}: {self.caption()}", "", *text_table(header, rows, has_names=True, ruler=True)]
+        lines = [f"{self.target_task}: {self._scores()}", ""]
+        lines += text_table(*self._table(_score), has_names=True, ruler=True)
+        if len(self.methods) > 1:
+            lines += ["", self._differences(), ""]
+            lines += text_table(*self._table(_difference), has_names=True, ruler=True)
         lines += [f"  no score: {where}: {reason}" for where, reason in self.gaps.items()]
         return "\n".join(line.rstrip() for line in [*lines, "", *self.summary()]) + "\n"
 
@@ -157,17 +163,18 @@ class Comparison:
         """Write the rows as CSV."""
         return csv_table([row.as_row() for row in self.rows])
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Give a row for each language and a column for each method."""
-        has_supervised = any(row.supervised is not None for row in self.rows)
-        header = ["language", *self.methods, *(["supervised"] if has_supervised else [])]
+    def _table(self, shown: Callable[[ComparisonRow, int], str]) -> tuple[list[str], list[list[str]]]:
+        """Give a row for each language and a column for each method of which something is shown."""
+        supervised = [row.supervised for row in self.rows if row.supervised is not None] if shown is _score else []
+        methods = self.methods if shown is _score else self.methods[1:]
+        header = ["language", *methods, *(["supervised"] if supervised else [])]
         found = []
         for code in (*self.names, MEAN):
             name = f"mean of {len(self.names)}" if code == MEAN else f"{self.names[code]} ({code})"
+            cells = [shown(self.row(method, code), len(self.seeds)) for method in methods]
             rows = [self.row(method, code) for method in self.methods]
-            cells = [_shown(row, len(self.seeds)) for row in rows]
             best = max((row.supervised for row in rows if row.supervised is not None), default=None)
-            found.append([name, *cells, *([percent(best)] if has_supervised else [])])
+            found.append([name, *cells, *([percent(best)] if supervised else [])])
         return header, found
 
 
@@ -238,12 +245,15 @@ def compare_methods(
     )
 
 
-def _shown(row: ComparisonRow, seeds: int) -> str:
-    score = percent(row.score, row.std if seeds > 1 else None)
-    if row.difference is None:
-        return score
+def _score(row: ComparisonRow, seeds: int) -> str:
+    return percent(row.score, row.std if seeds > 1 else None)
+
+
+def _difference(row: ComparisonRow, seeds: int) -> str:
     d = row.difference
-    return f"{score} ({points(d.difference)} [{points(d.lower)}, {points(d.upper)}])"
+    if d is None:
+        return "–"
+    return f"{points(d.difference)} [{points(d.lower)}, {points(d.upper)}]{' *' if d.is_decided else '  '}"
 
 
 def _std(values: Sequence[float]) -> float:

@@ -10,21 +10,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
 from ltsft.composition import CompositionSettings
-from ltsft.consistency import Consistency
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
-from ltsft.named_source import Frozen, Sources, as_list
-from ltsft.named_source import Source as Source  # it is part of what this module offers
+from ltsft.named_source import Frozen, Source, Sources
+from ltsft.recipe import MethodRecipes, Phase, Precision, Recipe
+from ltsft.target_task import LabelledData, Sampling, TargetTask
 
-Precision = Literal["fp32", "bf16", "fp16"]
+__all__ = [
+    "BaseConfig",
+    "LabelledData",
+    "Language",
+    "Phase",
+    "Precision",
+    "Project",
+    "ProjectRef",
+    "Recipe",
+    "Sampling",
+    "Source",
+    "Store",
+    "TargetTask",
+    "load_project",
+]
 
 
 class BaseConfig(Frozen):
@@ -49,196 +63,6 @@ class Language(Frozen):
             if source.scheme != "text":
                 raise ValueError(f"raw text is of the scheme text:, got {source}")
         return text
-
-
-class LabelledData(Frozen):
-    """Labelled sentences of one language: what is trained on, and what chooses the best checkpoint."""
-
-    train: Sources
-    dev: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = ()
-
-
-class Sampling(Frozen):
-    """How often each of several source languages is drawn for a batch: by size and temperature, or by fixed weights."""
-
-    temperature: float = Field(1.0, gt=0, description="shares are size ** (1 / temperature): 1 keeps the sizes")
-    weights: dict[str, Annotated[float, Field(gt=0)]] = Field({}, description="by source language, in place of sizes")
-
-
-class TargetTask(Frozen):
-    """A target task: its labels, the source languages it is learnt from and the test data of each language.
-
-    What is allowed beyond this (which labels, which schemes, which columns) is for its objective to say.
-    """
-
-    name: str
-    objective: str
-    labels: tuple[str, ...] = ()
-    columns: dict[str, str] = Field({}, description="what the objective calls a column -> its name in the files")
-    relabel: dict[str, str] = Field({}, description="a label in the files -> what it is read as")
-    sources: dict[str, LabelledData] = Field(min_length=1)
-    order: Literal["joint", "sequential"] = Field(
-        "joint", description="several source languages mixed, batch by batch, or one after the other"
-    )
-    sampling: Sampling = Sampling()
-    test: dict[str, Sources]
-    dev: dict[str, Sources] = Field({}, description="what weights of compositions may be searched on, by language")
-    supervised: dict[str, LabelledData] = Field({})
-
-    @field_validator("objective")
-    @classmethod
-    def _known(cls, objective: str) -> str:
-        from ltsft.objectives.registry import OBJECTIVES  # loads torch, which reading a source need not
-
-        if objective not in OBJECTIVES:
-            raise ValueError(f"there is no such objective; allowed are {', '.join(OBJECTIVES)}")
-        return objective
-
-    @model_validator(mode="after")
-    def _fits_objective(self) -> TargetTask:
-        from ltsft.objectives.registry import OBJECTIVES
-
-        problems = OBJECTIVES[self.objective].problems(self)
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
-
-    @field_validator("labels")
-    @classmethod
-    def _distinct(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(labels)) != len(labels):
-            raise ValueError("labels must be distinct")
-        return labels
-
-    @model_validator(mode="after")
-    def _weighs_its_sources(self) -> TargetTask:
-        if self.sampling.weights and set(self.sampling.weights) != set(self.sources):
-            raise ValueError(
-                f"sampling.weights: give one for each source language ({', '.join(self.sources)}), "
-                f"got {', '.join(self.sampling.weights)}"
-            )
-        if self.order == "sequential" and (len(self.sources) == 1 or self.sampling != Sampling()):
-            raise ValueError("order: sequential is for two source languages or more, and leaves nothing to sample")
-        return self
-
-    @property
-    def source_language(self) -> str:
-        """The language that the task SFT is learnt from; the first of several."""
-        return next(iter(self.sources))
-
-    @property
-    def source_name(self) -> str:
-        """What the source languages are called together: ``en``, ``en and de`` mixed, ``en then de`` in sequence."""
-        return (" then " if self.order == "sequential" else " and ").join(self.sources)
-
-    def labelled(self, language: str) -> Mapping[str, LabelledData]:
-        """Give the data of a task SFT by language: of the sources by their name together, else of a supervised one."""
-        return self.sources if language == self.source_name else {language: self.supervised[language]}
-
-    def held_out(self, language: str) -> tuple[Source, ...]:
-        """Give the labelled data of a language that nothing was trained on and that is not its test set; often none."""
-        labelled = {**self.supervised, **self.sources}.get(language)
-        return self.dev.get(language) or (labelled.dev if labelled is not None else ())
-
-    def all_sources(self) -> dict[str, Source]:
-        """Give every source by its path below the target task."""
-        found: dict[str, Source] = {}
-        for section, data in (("sources", self.sources), ("supervised", self.supervised)):
-            for code, labelled in data.items():
-                found |= {f"{section}.{code}.train[{i}]": source for i, source in enumerate(labelled.train)}
-                found |= {f"{section}.{code}.dev[{i}]": source for i, source in enumerate(labelled.dev)}
-        for split, by_language in (("test", self.test), ("dev", self.dev)):
-            for code, sources in by_language.items():
-                found |= {f"{split}.{code}[{i}]": source for i, source in enumerate(sources)}
-        return found
-
-
-class Phase(Frozen):
-    """Length and learning rate of the full or the sparse phase."""
-
-    epochs: float = Field(1.0, gt=0)
-    min_steps: int = Field(1, ge=1, description="optimizer steps at least")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most")
-    learning_rate: float = Field(5e-5, gt=0)
-    l1: float = Field(0.0, ge=0, description="weight of the pull to the base, l1 * sum|theta - theta0| / N")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Phase:
-        if self.max_steps is not None and self.max_steps < self.min_steps:
-            raise ValueError(f"max_steps ({self.max_steps}) must be at least min_steps ({self.min_steps})")
-        return self
-
-
-_SINCE = (
-    *("disjoint", "values", "processes", "nodes", "head", "rank", "variance", "high_order", "reduction"),
-    "consistency",
-)
-"""Settings of a recipe that are younger than the first keys."""
-
-
-class Recipe(Frozen):
-    """How an SFT is learnt. Everything here is part of the key of the SFT."""
-
-    density: float | None = Field(None, gt=0, le=1, description="share of the maskable weights that may train")
-    size: int | None = Field(None, ge=1, description="K itself, instead of a density")
-    iterations: int = Field(1, ge=1, description="rounds of select and train; each adds its share of K")
-    head: Phase | None = Field(None, description="trains the head alone, before the full phase; none when null")
-    full: Phase = Phase()
-    sparse: Phase = Phase()
-    batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes of all nodes")
-    accumulation: int = Field(1, ge=1, description="micro-batches that a batch is split into")
-    max_length: int = Field(128, ge=8, description="sub-words in a sequence")
-    mask_probability: float = Field(0.15, gt=0, lt=1, description="share of sub-words to predict (language only)")
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of a phase in which the learning rate rises")
-    weight_decay: float = Field(0.0, ge=0)
-    dropout: float | None = Field(None, ge=0, lt=1, description="replaces the base's dropout; its own when null")
-    max_grad_norm: float = Field(1.0, gt=0)
-    evaluations: int = Field(4, ge=1, description="times that a phase looks at the held-out score")
-    held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
-    precision: Precision = "fp32"
-    freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
-    disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
-    values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
-    processes: int = Field(1, ge=1, description="processes of a node that train together, each with a GPU of its own")
-    nodes: int = Field(1, ge=1, description="machines that train together, each with so many processes")
-    consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
-    rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
-    variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
-    high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
-    reduction: float | None = Field(None, gt=0, description="hidden size over the width of a bottleneck (mad_x)")
-    seeds: tuple[int, ...] = Field((1,), min_length=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> Recipe:
-        if (self.density is None) == (self.size is None):
-            raise ValueError("give either density, in (0, 1], or size, the number of weights")
-        if self.batch_size % self.accumulation:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
-        if self.batch_size % (self.accumulation * self.processes * self.nodes):
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}) x processes "
-                f"({self.processes}) x nodes ({self.nodes})"
-            )
-        if self.head is not None and self.head.l1:
-            raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds must be distinct")
-        return self
-
-    def of_seed(self, seed: int) -> dict[str, Any]:
-        """Give the plain values that go into the key of the SFT trained with this seed."""
-        # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
-        plain = {name: type(self).model_fields[name].default for name in _SINCE}
-        # Where word lists lie is no part of a key; what is in them stands beside the recipe, as of all data.
-        places = {"consistency": {"augmentations": {"code_switch": {"words"}}}}
-        values = self.model_dump(mode="json", exclude={"seeds": True, **places})
-        return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
-
-
-class MethodRecipes(Frozen):
-    """The recipes of a method: those of the project, with what its own section sets in their place."""
-
-    recipes: dict[str, Recipe] = Field({})
 
 
 class Store(Frozen):

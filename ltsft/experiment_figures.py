@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from ltsft.comparison import MEAN, Comparison
 from ltsft.figures import BAR, FAINT, INK, LINE, PAPER
@@ -58,6 +58,11 @@ def sweep_figure(sweep: DensitySweep) -> Figure:
                 spread = [100 * p.std for _, _, p in known]
                 axes.errorbar(xs, ys, yerr=spread, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.5)
         _dress(axes, title, reading, ticks)
+        if not any(value(p) is not None for p in sweep.points):
+            axes.set_yticks([])
+            middle = {"ha": "center", "va": "center", "transform": axes.transAxes, "fontsize": 8.5, "color": FAINT}
+            axes.text(0.5, 0.5, "not measured for this method", **middle)
+            continue
         low, high = axes.get_ylim()
         axes.set_ylim(low - max(0.0, 1.0 - high + low) / 2, high + max(0.0, 1.0 - high + low) / 2)  # noise looks small
     best = sweep.best
@@ -68,7 +73,7 @@ def sweep_figure(sweep: DensitySweep) -> Figure:
         axes.set_xlabel(f"density of the {kind}", fontsize=8, color=FAINT)
     figure.legend(
         *panels[0, 0].get_legend_handles_labels(), title=f"density of the {other}", title_fontsize=8, fontsize=8,
-        ncols=len(lines), loc="upper right", bbox_to_anchor=(0.985, 0.905), frameon=False,
+        ncols=len(lines), loc="upper right", bbox_to_anchor=(0.985, 0.99), frameon=False,
     )  # fmt: skip
     title = f"Densities on {sweep.target_task}{' (artificial languages)' if sweep.artificial else ''}"
     figure.text(0.02, 0.955, title, fontsize=11.5, weight="bold", color=INK)
@@ -108,6 +113,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
         axes.set_ylim(len(codes) - 0.4, -0.6)
         axes.axhline(len(codes) - 1.5, color="#d9dde2", linewidth=0.8)
         axes.grid(axis="x", color="#e6e9ed", linewidth=0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
         axes.set_axisbelow(True)
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
@@ -115,7 +121,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     names = [f"{name} ({code})" for code, name in comparison.names.items()] + [f"mean of {len(comparison.names)}"]
     panels[0].set_yticks(range(len(codes)), [name.replace("$", r"\$") for name in names])
     artificial = " (artificial languages)" if comparison.artificial else ""
-    title = f"Methods on {comparison.target_task}, less {comparison.reference}{artificial}"
+    title = f"Methods on {comparison.target_task}: difference to {comparison.reference}{artificial}"
     figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=11.5, weight="bold", color=INK)
     reading = (
         f"points of {comparison.metric} and {100 * comparison.confidence:g} % intervals; blue is better, orange worse, "

@@ -76,23 +76,42 @@ def chosen_tasks(project: Project, target_task: str | None) -> list[TargetTask]:
     return found
 
 
-def density_variant(ref: ProjectRef, target_task: str, *, language: float, task: float) -> ProjectRef:
-    """Give the project with other densities; no supervised SFTs are asked for, which a sweep has no use for.
+def density_variants(
+    ref: ProjectRef, target_task: str, *, language: Sequence[float], task: Sequence[float]
+) -> dict[tuple[float, float], ProjectRef]:
+    """Give, by each pair of densities, the project with them, sparse ones first.
+
+    No supervised SFTs are asked for, which a sweep has no use for.
 
     Raises:
-        ConfigError: a density is out of range, or the file sets it for the method alone.
+        ConfigError: a density is out of range, or does not settle what the project's method learns.
     """
+    pairs = [(a, b) for a in sorted(set(language)) for b in sorted(set(task))]
+    return {pair: _with_densities(ref, target_task, *pair, is_one=len(set(language)) == 1) for pair in pairs}
+
+
+def _with_densities(ref: ProjectRef, target_task: str, language: float, task: float, *, is_one: bool) -> ProjectRef:
     sizes = {"language": language, target_task: task}
     overrides = [f"target_tasks.{target_task}.supervised={{}}"]
     for part, density in sizes.items():
         overrides += [f"recipes.{part}.density={density}", f"recipes.{part}.size=null"]
     varied = ref.model_copy(update={"overrides": (*ref.overrides, *overrides)})
-    recipes = varied.load(check_files=False).recipes
+    project = varied.load(check_files=False)
+    method = method_named(project.method)
+    if not (method.has_languages or is_one):
+        raise ConfigError(f"{method.name} has no language SFTs whose density could be swept; give one language density")
     for part, density in sizes.items():
-        if recipes[part].density != density:
+        if not method.follows_density(project.recipes[part]):
+            remedy = (
+                f"leave out {', '.join(sorted(method.settings))}" if method.settings else "sweep lt_sft, for example"
+            )
             raise ConfigError(
-                f"the density of recipes.{part} is {recipes[part].density}, not {density}: methods.*.recipes.{part} of "
-                "the project file sets it; take it out for the sweep"
+                f"density does not settle how much {method.name} learns by its recipe of {part}; {remedy}"
+            )
+        if project.recipes[part].density != density:
+            raise ConfigError(
+                f"the density of recipes.{part} is {project.recipes[part].density}, not {density}: "
+                f"methods.*.recipes.{part} of the project file sets it; take it out for the sweep"
             )
     return varied
 

@@ -35,7 +35,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import AwaitingRetry
 
-from ltsft.errors import ServiceError
+from ltsft.errors import ServiceError, TrainingError
 from tasks.settings import read_settings
 
 AWAY_SECONDS = 3600.0
@@ -123,9 +123,7 @@ def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int)
     reason = (run.state.message if run.state is not None else None) or "it crashed without a message"
     count = sum(has_crashed(state) for state in client.read_flow_run_states(run.id))
     if count >= crashes:
-        times = "once" if count == 1 else f"{count} times"
-        told = _diagnosis(client, run) or reason
-        return f"crashed {times}, which is the most that is allowed; the last time: {told}"
+        return _given_up(count, _diagnosis(client, run) or reason)
     pause = read_settings().retry_seconds * _LONGER ** (count - 1)
     when = datetime.now(UTC) + timedelta(seconds=pause)
     again: State[Any] = AwaitingRetry(
@@ -133,6 +131,34 @@ def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int)
     )
     client.set_flow_run_state(run.id, again)
     return ""
+
+
+def refuse_if_crashed(flow_run: str | None, *, crashes: int) -> None:
+    """Give a flow run up that crashed too often, from within.
+
+    Where a run has several pods and loses one, the first pod reschedules the run while it is ended itself; whoever
+    counts crashes may then not have seen this one.
+
+    Args:
+        flow_run: id of the run that asks; without one there is nothing to refuse.
+        crashes: a run that crashed so often is given up.
+
+    Raises:
+        TrainingError: it did.
+    """
+    if flow_run is None:
+        return
+    with get_client(sync_client=True) as client:
+        found = _patiently(lambda: client.read_flow_run_states(UUID(flow_run)))
+        crashed = [state for state in found if has_crashed(state)]
+        if len(crashed) >= crashes:
+            told = _diagnosis(client, client.read_flow_run(UUID(flow_run))) or crashed[-1].message or "no message"
+            raise TrainingError(_given_up(len(crashed), told))
+
+
+def _given_up(count: int, told: str) -> str:
+    times = "once" if count == 1 else f"{count} times"
+    return f"crashed {times}, which is the most that is allowed; the last time: {told}"
 
 
 def _diagnosis(client: SyncPrefectClient, run: FlowRun) -> str:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -69,3 +72,18 @@ class _Beside(Generic[_T]):
         if self.error is not None:
             raise self.error
         return self._given[0]
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone: torchrun gives each a session of its own.
+
+    A process that waits for another in torch's C++ code looks at nothing else, and would hold its GPU.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()

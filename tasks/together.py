@@ -101,15 +101,15 @@ def train_together(
             if should_stop():
                 raise
             raise ServiceError(f"another node was asked to stop: {stopped}") from stopped
-        except BrokenProcessesError as error:
+        except _BrokenProcessesError as error:
             await_stop(should_stop)
             if should_stop():
                 raise InterruptedTraining("another node is lost, and this one was asked to stop") from error
             raise ServiceError(f"a node is lost, or the nodes do not reach each other: {error}") from error
 
 
-class BrokenProcessesError(TrainingError):
-    """The processes ended without a verdict."""
+class _BrokenProcessesError(TrainingError):
+    """The processes ended, and none of them said why."""
 
 
 def start_processes(
@@ -130,7 +130,7 @@ def start_processes(
 
 
 def end_processes(running: subprocess.Popen[str]) -> None:
-    """Kill what is still running."""
+    """Kill what is still running: torchrun, and the processes see that it is gone."""
     if running.poll() is None:
         os.killpg(running.pid, signal.SIGKILL)
     running.wait()
@@ -185,7 +185,7 @@ def _conclude(code: int, folder: Path) -> None:
     if (folder / REFUSED).exists():
         raise TrainingError((folder / REFUSED).read_text(encoding="utf-8"))
     said = (folder / ERRORS).read_text(errors="replace")[-_TAIL:]
-    raise BrokenProcessesError(f"the processes could not train together; the end of what they said:\n{said}")
+    raise _BrokenProcessesError(f"the processes could not train together; the end of what they said:\n{said}")
 
 
 def prepare(told: Mapping[str, Any], folder: Path) -> None:
@@ -259,6 +259,8 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     from tasks.settings import quiet_services
+    from tasks.stopping import end_with_parent
 
     quiet_services()
+    end_with_parent()
     sys.exit(main(Path(sys.argv[1])))

@@ -12,6 +12,7 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 
 from ltsft.augmentation import Augmenter
 from ltsft.base import Base
@@ -31,9 +32,11 @@ from ltsft.sft import SFT
 from ltsft.sources import RowError, read_text
 from ltsft.train import Progress, TrainingData, train_sft
 from ltsft.word_lists import read_word_list
+from tasks.launching import refuse_if_crashed
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
 from tasks.runs import RunHandle
+from tasks.settings import read_settings
 from tasks.stopping import run_stoppable
 from tasks.together import Job, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
@@ -168,6 +171,8 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
         "checkpoint_seconds": 60.0 * workspace.project.store.checkpoint_minutes,
         "device": workspace.device,
     }
+    if recipe.nodes > 1:
+        refuse_if_crashed(flow_run.get_id(), crashes=read_settings().crashes)
     project = workspace.project.name
     rounds = recipe.iterations if isinstance(what["data"], TrainingData) else len(what["data"])
 

@@ -67,6 +67,10 @@ class Method(ABC):
             )
         return found
 
+    def follows_density(self, recipe: Recipe) -> bool:
+        """Say whether the density of a recipe settles how much is learnt."""
+        return True
+
     def used(self, recipe: Recipe, seed: int) -> dict[str, Any]:
         """Give the plain values of a recipe that determine what this method learns with a seed."""
         unused = {"full", "sparse"} - set(self.phases)

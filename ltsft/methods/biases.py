@@ -24,6 +24,10 @@ class Biases(SupportMethod):
     has_rounds: ClassVar[bool] = False
     has_norm_biases: ClassVar[bool] = True
 
+    def follows_density(self, recipe: Recipe) -> bool:
+        """No: K is what it is."""
+        return False
+
     def size(self, roles: Roles, recipe: Recipe) -> int:
         """Give the number of weights in biases that are not frozen."""
         return sum(p.numel() for name, p in roles.maskable.items() if is_bias(name))

@@ -35,6 +35,10 @@ class MadX(AdapterMethod):
     settings: ClassVar[frozenset[str]] = frozenset({"reduction"})
     is_stacked: ClassVar[bool] = True
 
+    def follows_density(self, recipe: Recipe) -> bool:
+        """Say whether there is no `reduction`, which would settle it."""
+        return recipe.reduction is None
+
     def attach(
         self, model: PreTrainedModel, roles: Roles, *, kind: Kind, recipe: Recipe, seed: int
     ) -> dict[str, nn.Parameter]:

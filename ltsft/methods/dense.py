@@ -26,6 +26,10 @@ class Dense(SupportMethod):
     phases: ClassVar[tuple[str, ...]] = ("full",)
     has_rounds: ClassVar[bool] = False
 
+    def follows_density(self, recipe: Recipe) -> bool:
+        """No: K is what it is."""
+        return False
+
     def size(self, roles: Roles, recipe: Recipe) -> int:
         """Give the number of maskable weights, whatever the density says."""
         return roles.size

@@ -35,6 +35,10 @@ class LowRank(AdapterMethod):
     )
     settings: ClassVar[frozenset[str]] = frozenset({"rank"})
 
+    def follows_density(self, recipe: Recipe) -> bool:
+        """Say whether there is no `rank`, which would settle it."""
+        return recipe.rank is None
+
     def attach(
         self, model: PreTrainedModel, roles: Roles, *, kind: Kind, recipe: Recipe, seed: int
     ) -> dict[str, nn.Parameter]:

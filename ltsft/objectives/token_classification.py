@@ -22,7 +22,7 @@ from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
-from ltsft.objectives.lengths import like_lengths
+from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, read_rows
 
 IGNORE = -100
@@ -178,15 +178,10 @@ class TokenClassification:
 
     def collate(self, examples: Sequence[TaggedPiece], generator: Generator) -> dict[str, Tensor]:
         """Pad to the longest: `input_ids`, `attention_mask` and `labels`, all (batch, length)."""
-        longest = max(len(e.input_ids) for e in examples)
+        rows = [e.input_ids for e in examples]
         pad: int = self._tokenizer.pad_token_id
-        ids = torch.full((len(examples), longest), pad)
-        labels = torch.full((len(examples), longest), IGNORE)
-        for row, example in enumerate(examples):
-            ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-            labels[row, : len(example.labels)] = torch.tensor(example.labels)
-        mask = torch.arange(longest) < torch.tensor([len(e.input_ids) for e in examples]).unsqueeze(1)
-        return {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+        labels = padded([e.labels for e in examples], IGNORE)
+        return {"input_ids": padded(rows, pad), "attention_mask": attention(rows), "labels": labels}
 
     def words(self, example: TaggedPiece) -> list[tuple[int, int]]:
         """Give the sub-words of each word that has one, as (first, last + 1)."""

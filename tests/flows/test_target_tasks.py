@@ -129,6 +129,36 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
     assert load_parser(out).config.id2label[0] == "advcl"
 
 
+def test_experiments_take_other_target_tasks_and_adapters(
+    project_file: Path, opened: Callable[[Path], Workspace], prefect_server: None
+) -> None:
+    from flows.compare_methods import compare_methods
+    from flows.sweep_density import sweep_density
+
+    ref = ProjectRef(file=str(project_file))
+    state = compare_methods(ref, methods=["mad_x"], target_task="dp", languages=["qab"], return_state=True)
+    assert state.is_completed(), state.message
+    workspace = opened(project_file)
+    (record,) = workspace.tracker.records(kind="comparison")
+    rows = json.loads(workspace.tracker.download(record.run_id, "table.json").read_text())
+    assert [(row["method"], row["language"]) for row in rows] == [
+        (method, language) for method in ("lt_sft", "mad_x") for language in ("qab", "mean")
+    ]
+    assert rows[-1]["lower"] <= rows[-1]["difference"] <= rows[-1]["upper"]
+
+    adapters = ref.model_copy(update={"method": "mad_x"})
+    state = sweep_density(
+        adapters, language_densities=[0.2], task_densities=[0.2, 0.5], target_task="ner", languages=["qab"],
+        return_state=True,
+    )  # fmt: skip
+    assert state.is_completed(), state.message
+    (record,) = workspace.tracker.records(kind="sweep")
+    points = json.loads(workspace.tracker.download(record.run_id, "table.json").read_text())
+    assert [p["task_density"] for p in points] == [0.2, 0.5]
+    assert points[0]["train_score"] is not None
+    assert "interference.overlap" not in points[0], "adapters have no supports that could overlap"
+
+
 def _every_target_task_is_released_and_answers_as_it_was_scored(
     file: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

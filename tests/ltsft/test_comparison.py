@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import numpy as np
@@ -94,10 +95,14 @@ def test_every_method_is_told_by_language_and_on_average_over_what_all_have(comp
 
 
 def test_table_csv_and_plot_show_the_same_figures(comparison: Comparison) -> None:
+    mean = comparison.row("better")
+    assert mean.difference is not None
     text, markdown, rows = comparison.text(), comparison.markdown(), comparison.csv().splitlines()
     for shown in (text, markdown):
         assert "Language A (aa)" in shown
-        assert "mean of 2" in shown
+        assert shown.count("mean of 2") == 2, "scores, and differences"
+        assert f"{100 * mean.score:.1f} ±" in shown
+        assert re.search(rf"\+{100 * mean.difference.difference:.1f} \[\+\d+\.\d, \+\d+\.\d\] \*", shown)
         assert "better: cell pos cc: its text is missing" in shown
         assert "paired bootstrap over sentences and seeds, not over languages" in shown
     assert "(artificial languages)" in markdown

@@ -46,3 +46,33 @@ def test_jobs_are_read_with_what_the_cluster_says_of_waiting_pods_and_deleted(
     assert waiting[0].told == (f"FailedScheduling: {WHY}",)
     assert [(j.is_active, j.waiting_since, j.told) for j in running] == [(True, None, ())]
     assert after == []
+
+
+def test_a_job_of_several_pods_waits_for_the_last_and_is_over_when_the_first_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = {"prefect.io/flow-run-id": "r"}
+    script = f"test $JOB_COMPLETION_INDEX = 1 || while test ! -e {tmp_path}/done; do sleep 0.05; done"
+    container = {"name": "prefect-job", "image": "x:1", "args": ["sh", "-c", script]}
+    template = {"metadata": {"labels": labels}, "spec": {"restartPolicy": "Never", "containers": [container]}}
+    spec = {"backoffLimit": 0, "template": template, "completionMode": "Indexed", "completions": 3, "parallelism": 3}
+    spec["successPolicy"] = {"rules": [{"succeededIndexes": "0"}]}
+    index = "batch.kubernetes.io/job-completion-index"
+    with Cluster(tmp_path / "node", {"PATH": os.environ["PATH"]}, cwd=tmp_path) as cluster:
+        monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig()))
+        cluster.keep_pending = lambda pod: WHY if pod["metadata"]["labels"][index] == "2" else None
+        url = f"{cluster.url}/apis/batch/v1/namespaces/ltsft/jobs"
+        httpx.post(url, json={"metadata": {"name": "job", "labels": labels}, "spec": spec})
+        end = time.monotonic() + 30
+        while cluster.objects("jobs")[0]["status"].get("succeeded") != 1 and time.monotonic() < end:
+            time.sleep(0.05)
+        [waiting] = read_jobs("ltsft")
+        (tmp_path / "done").touch()
+        while "conditions" not in cluster.objects("jobs")[0]["status"] and time.monotonic() < end:
+            time.sleep(0.05)
+        [over] = read_jobs("ltsft")
+
+    assert waiting.is_active, "another node is done, the first is not"
+    assert waiting.waiting_since is not None
+    assert waiting.told == (f"FailedScheduling: {WHY}",), "two run and one has no node"
+    assert (over.is_active, over.waiting_since) == (False, None), "the first is done, and the others were ended"

@@ -14,7 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Crashed, Failed, Pending, Running, State
 
-from tasks.launching import Launch, launch_all
+from ltsft.errors import TrainingError
+from tasks.launching import Launch, launch_all, refuse_if_crashed
 from tasks.settings import read_settings
 
 pytestmark = pytest.mark.integration
@@ -137,3 +138,17 @@ def test_a_verdict_is_told_and_not_tried_again(deployment: UUID) -> None:
 
     assert failures == {"a": "too little text"}
     assert len(seen) == 1
+
+
+def test_a_run_that_reschedules_itself_gives_up_after_some_crashes(prefect_server: None) -> None:
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(launched, parameters={"number": 1})
+        for state in (Running(), Crashed(message="gone"), Running()):
+            client.set_flow_run_state(run.id, state, force=True)
+        refuse_if_crashed(str(run.id), crashes=2)
+        for state in (Crashed(message="a node is gone"), Running()):
+            client.set_flow_run_state(run.id, state, force=True)
+
+        with pytest.raises(TrainingError, match=r"^crashed 2 times, .* the last time: a node is gone$"):
+            refuse_if_crashed(str(run.id), crashes=2)
+    refuse_if_crashed(None, crashes=1)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 
 import pytest
 
@@ -78,3 +81,31 @@ def test_outside_the_main_thread_the_work_runs_where_it_is() -> None:
     thread.join()
 
     assert found == [thread]
+
+
+PARENT = """
+import subprocess, sys, time
+child = "from tasks.stopping import end_with_parent as e; import time; e(); print(1, flush=True); time.sleep(60)"
+running = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
+running.stdout.readline()
+print(running.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_in_a_session_of_its_own_ends_when_the_one_that_started_it_is_killed() -> None:
+    def is_alive(pid: str) -> bool:
+        try:
+            return " Z " not in Path("/proc", pid, "stat").read_text()
+        except OSError:
+            return False
+
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = parent.stdout.readline().strip()
+        assert is_alive(child)
+        parent.kill()
+    end = time.monotonic() + 10
+    while is_alive(child):
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -1,0 +1,102 @@
+"""Recipes: how an SFT is learnt. Everything in one is part of the key of the SFT."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ltsft.consistency import Consistency
+from ltsft.named_source import Frozen
+
+__all__ = ["MethodRecipes", "Phase", "Precision", "Recipe"]
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class Phase(Frozen):
+    """Length and learning rate of the full or the sparse phase."""
+
+    epochs: float = Field(1.0, gt=0)
+    min_steps: int = Field(1, ge=1, description="optimizer steps at least")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps at most")
+    learning_rate: float = Field(5e-5, gt=0)
+    l1: float = Field(0.0, ge=0, description="weight of the pull to the base, l1 * sum|theta - theta0| / N")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Phase:
+        if self.max_steps is not None and self.max_steps < self.min_steps:
+            raise ValueError(f"max_steps ({self.max_steps}) must be at least min_steps ({self.min_steps})")
+        return self
+
+
+_SINCE = (
+    *("disjoint", "values", "processes", "nodes", "head", "rank", "variance", "high_order", "reduction"),
+    "consistency",
+)
+"""Settings of a recipe that are younger than the first keys."""
+
+
+class Recipe(Frozen):
+    """How an SFT is learnt. Everything here is part of the key of the SFT."""
+
+    density: float | None = Field(None, gt=0, le=1, description="share of the maskable weights that may train")
+    size: int | None = Field(None, ge=1, description="K itself, instead of a density")
+    iterations: int = Field(1, ge=1, description="rounds of select and train; each adds its share of K")
+    head: Phase | None = Field(None, description="trains the head alone, before the full phase; none when null")
+    full: Phase = Phase()
+    sparse: Phase = Phase()
+    batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes of all nodes")
+    accumulation: int = Field(1, ge=1, description="micro-batches that a batch is split into")
+    max_length: int = Field(128, ge=8, description="sub-words in a sequence")
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="share of sub-words to predict (language only)")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of a phase in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0)
+    dropout: float | None = Field(None, ge=0, lt=1, description="replaces the base's dropout; its own when null")
+    max_grad_norm: float = Field(1.0, gt=0)
+    evaluations: int = Field(4, ge=1, description="times that a phase looks at the held-out score")
+    held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
+    precision: Precision = "fp32"
+    freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
+    disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
+    values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")
+    processes: int = Field(1, ge=1, description="processes of a node that train together, each with a GPU of its own")
+    nodes: int = Field(1, ge=1, description="machines that train together, each with so many processes")
+    consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
+    rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
+    variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
+    high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
+    reduction: float | None = Field(None, gt=0, description="hidden size over the width of a bottleneck (mad_x)")
+    seeds: tuple[int, ...] = Field((1,), min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if (self.density is None) == (self.size is None):
+            raise ValueError("give either density, in (0, 1], or size, the number of weights")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation})")
+        if self.batch_size % (self.accumulation * self.processes * self.nodes):
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation ({self.accumulation}) x processes "
+                f"({self.processes}) x nodes ({self.nodes})"
+            )
+        if self.head is not None and self.head.l1:
+            raise ValueError(f"head.l1 must be 0, got {self.head.l1}: the head has no base to be pulled to")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds must be distinct")
+        return self
+
+    def of_seed(self, seed: int) -> dict[str, Any]:
+        """Give the plain values that go into the key of the SFT trained with this seed."""
+        # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
+        plain = {name: type(self).model_fields[name].default for name in _SINCE}
+        # Where word lists lie is no part of a key; what is in them stands beside the recipe, as of all data.
+        places = {"consistency": {"augmentations": {"code_switch": {"words"}}}}
+        values = self.model_dump(mode="json", exclude={"seeds": True, **places})
+        return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
+
+
+class MethodRecipes(Frozen):
+    """The recipes of a method: those of the project, with what its own section sets in their place."""
+
+    recipes: dict[str, Recipe] = Field({})
