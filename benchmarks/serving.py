@@ -86,7 +86,7 @@ def run(*, quick: bool = False) -> Report:
     rate = texts / together
     report.at_least("spread_over_one_language", alone / together, "x", 0.8)
     few = spread[: 24 if quick else 30]
-    cold, warm = (load_on_demand(setup, few, from_disk=from_disk) for from_disk in (True, False))
+    warm, cold = (load_on_demand(setup, few, from_disk=from_disk) for from_disk in (False, True))
     report.at_least("faster_than_loading_from_disk", rate / cold, "x", 5.0)
     report.at_least("faster_than_loading_from_memory", rate / warm, "x", 5.0)
     report.note("texts a second, spread", rate, "1/s")
@@ -239,7 +239,8 @@ def load_on_demand(setup: Setup, slots: Sequence[Slot], *, from_disk: bool) -> f
 
     Texts of one language that follow each other go in one batch. A few exported folders take turns to stand for all of
     them: they take as long to load. From disk means that the system has dropped the file since it was read last, as it
-    has to where the models of 40 languages (28 GB at mBERT's size) do not fit in memory.
+    has to where the models of 40 languages (28 GB at mBERT's size) do not fit in memory; else all of it was read just
+    before. Neither counts in the time.
     """
     kept: OrderedDict[Slot, PreTrainedModel] = OrderedDict()
     reader = next(iter(setup.admitted.values())).reader
@@ -254,8 +255,9 @@ def load_on_demand(setup: Setup, slots: Sequence[Slot], *, from_disk: bool) -> f
                 end += 1
             if slot not in kept:
                 folder = next(folders)
-                if from_disk:
-                    _drop_from_memory(folder)
+                paused = time.perf_counter()
+                (_drop_from_memory if from_disk else _read_into_memory)(folder)
+                begin += time.perf_counter() - paused
                 kept[slot] = AutoModelForTokenClassification.from_pretrained(folder, dtype=torch.float32).eval()
             kept.move_to_end(slot)
             while len(kept) > 2:
@@ -272,6 +274,13 @@ def _exported(scratch: Path, size: Size) -> Iterator[Path]:
     folders = [first, *(shutil.copytree(first, scratch / str(number)) for number in range(1, 4))]
     os.sync()
     return cycle(folders)
+
+
+def _read_into_memory(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            while stream.read(2**24):
+                pass
 
 
 def _drop_from_memory(folder: Path) -> None:

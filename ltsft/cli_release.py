@@ -96,9 +96,13 @@ def releases(
     if as_json:
         print(json.dumps([live.as_row() for live in found], indent=2))
         return
-    table = Table("release", "live", "since", "by", "why", "score", "made from", "candidate", box=None)
+    table = Table(box=None)
+    for title in ("release", "live", "since", "by", "why", "score", "made from", "candidate"):
+        table.add_column(title, no_wrap=title in ("release", "live", "since", "score"))
     for live in found:
         row = live.as_row()
+        row["since"] = f"{live.since:%Y-%m-%d %H:%M}" if live.since else None
+        row["score"] = None if row["score"] is None else f"{float(row['score']):.4f}"
         shown = ("release", "version", "since", "who", "why", "score", "parents", "candidate")
         table.add_row(*(escaped("-" if row[name] in (None, "") else str(row[name])) for name in shown))
     console().print(table)

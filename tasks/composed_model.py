@@ -21,6 +21,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from ltsft.errors import ServiceError
 from ltsft.release import ComposedPart, Release, Slot
+from ltsft.serving.answers import RefusedInputError
 from ltsft.serving.offline import OfflineModel
 
 
@@ -57,7 +58,12 @@ class ComposedModel(PythonModel):
 
         Returns:
             A row a text, with the columns of the signature.
+
+        Raises:
+            RefusedInputError: none of the columns is there (MLflow leaves out those that the signature does not name).
         """
+        if not len(model_input.columns):
+            raise RefusedInputError(f"a row needs {' or '.join(self._model.forms)}")
         rows: list[dict[Any, Any]] = model_input.to_dict(orient="records")
         return pd.DataFrame(self._model.answer(rows))
 

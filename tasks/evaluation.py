@@ -14,6 +14,7 @@ import numpy as np
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 
 from ltsft.base import Base
 from ltsft.config import Precision, Source, TargetTask
@@ -41,6 +42,8 @@ OUTCOMES = "outcomes"
 """Artifact of a cell: (correct, counted) of each test sentence, a file for each seed."""
 MEASURED_SEED = "ltsft.measured_seed"
 """Tag of a cell: the seed of the task SFT whose interference was measured."""
+MOST_PAIRED = 40
+"""SFTs of which every two are compared: of more, the heat map is not legible and all of them do not fit in memory."""
 SOURCE_SENTENCES = 200
 """Dev sentences of the source language on which functional interference is measured."""
 
@@ -233,7 +236,7 @@ def _plots(scored: ScoredMatrix) -> dict[str, Plot]:
 
 
 def _pairs(workspace: Workspace) -> tuple[Pair, ...]:
-    """Compare every pair of language SFTs, and each with the first task SFT of each target task."""
+    """Compare every pair of language SFTs, and each with the first task SFT of each target task, if they are few."""
     plan = workspace.plan
     if method_named(workspace.project.method).is_stacked:
         return ()
@@ -242,7 +245,11 @@ def _pairs(workspace: Workspace) -> tuple[Pair, ...]:
         s for s in plan.of_kind("task") if not s.product.is_supervised and s.product.seed == _first_seed(workspace, s)
     ]
     runs = {_short_name(step): workspace.run_of(step.product.subject) for step in wanted}
-    loaded = {name: workspace.load_sft(run_id) for name, run_id in runs.items() if run_id is not None}
+    made = {name: run_id for name, run_id in runs.items() if run_id is not None}
+    if len(made) > MOST_PAIRED:
+        get_run_logger().info("%d SFTs are too many to compare every two of them (at most %d)", len(made), MOST_PAIRED)
+        return ()
+    loaded = {name: workspace.load_sft(run_id) for name, run_id in made.items()}
     names = list(loaded)
     pairs = []
     for i, a in enumerate(names):

@@ -185,14 +185,24 @@ def finished_project(prefect_server: None, tiny_base: Path, tmp_path_factory: py
     return file
 
 
+@pytest.fixture(scope="session")
+def finished_project_in(finished_project: Path) -> Callable[[Path], Path]:
+    """Copy the finished project into a new folder, with a record of its own."""
+
+    def copy(folder: Path) -> Path:
+        shutil.copytree(finished_project.parent, folder)
+        file = folder / finished_project.name
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace(str(finished_project.parent), str(folder)), encoding="utf-8")
+        return file
+
+    return copy
+
+
 @pytest.fixture
-def changeable_project(finished_project: Path, tmp_path: Path) -> Path:
+def changeable_project(finished_project_in: Callable[[Path], Path], tmp_path: Path) -> Path:
     """A copy of the finished project with a record of its own."""
-    shutil.copytree(finished_project.parent, tmp_path / "project")
-    file = tmp_path / "project" / finished_project.name
-    text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace(str(finished_project.parent), str(file.parent)), encoding="utf-8")
-    return file
+    return finished_project_in(tmp_path / "project")
 
 
 def _write_project(folder: Path, base: Path) -> Path:

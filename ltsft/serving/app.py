@@ -9,12 +9,13 @@ from fastapi import Body, FastAPI, Path, Response
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from ltsft.release import Slot
 from ltsft.serving.answers import Input, OtherFormError, RefusedInputError
 from ltsft.serving.batching import FullError, TooLateError
+from ltsft.serving.docs_page import docs_page
 from ltsft.serving.guard import ApiKeys, Guard, problem
 from ltsft.serving.limits import Limits
 from ltsft.serving.schemas import (
@@ -56,6 +57,10 @@ _PROBLEMS: _Responses = {
 }
 _FORMS = {form.__name__ for form in (Text, Words, Pair, Question, Texts)}
 _FORMS |= {form.__name__ for form in (AddressedText, AddressedWords, AddressedPair, AddressedQuestion)}
+_ABOUT = (
+    "Answers for languages and target tasks, each with the composition that is released for it. An answer names its "
+    'version; an error is {"error": {"code": ..., "message": ...}}, whatever went wrong.'
+)
 _CODES = {400: "not_json", 404: "not_found", 405: "wrong_method", 503: "not_ready"}
 Name = Annotated[str, Path(max_length=100, examples=["pos"])]
 LanguageCode = Annotated[str, Path(max_length=100, examples=["fo"])]
@@ -69,7 +74,7 @@ def create_app(service: Service, *, keys: ApiKeys | None = None, title: str = "l
         keys: who may ask; everybody without them.
         title: shown in OpenAPI.
     """
-    app = FastAPI(title=title, version="1", description=__doc__, redoc_url=None)
+    app = FastAPI(title=title, version="1", description=_ABOUT, docs_url=None, redoc_url=None)
     keys = keys or ApiKeys()
     _add_errors(app)
     _add_routes(app, service)
@@ -134,6 +139,10 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Give metrics to Prometheus."""
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
 
 
 async def _answered(service: Service, asked: Sequence[tuple[Slot, Input]]) -> list[Answer]:

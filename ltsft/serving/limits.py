@@ -34,8 +34,8 @@ class Limits(BaseModel):
     batch_texts: Positive = Field(default=32, description="pieces in a forward pass; more no longer makes it faster")
     batch_subwords: Positive = Field(default=4_096, description="sub-words in a forward pass, padding included")
     unpacked_megabytes: Annotated[int, Field(ge=0)] = Field(
-        default=192,
-        description="for SFTs that are kept unpacked, what is in place included; it saves half a switch",
+        default=64,
+        description="for SFTs that are kept unpacked, what is in place included; it saves a fifth of a switch",
     )
     patience_seconds: Annotated[float, Field(ge=0.0)] = Field(
         default=0.25,

@@ -48,6 +48,11 @@ class OfflineModel:
         base = load_base(place, None if Path(place).is_dir() else composition.base.revision)
         return cls(base, Release(0, composition), source)
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What a row may be, see `Input.form`."""
+        return self._admitted.reader.forms
+
     def answer(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answer rows, each by name what a request holds: ``text``, ``words``, ``pair``, ``question``, ``context``.
 

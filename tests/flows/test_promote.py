@@ -145,6 +145,8 @@ def _mlflow_gives_what_a_server_gives(workspace: Workspace, uri: str, monkeypatc
     table = loaded.predict(pd.DataFrame({"text": [text]}))
     client = TestClient(scoring_server.init(loaded))
     served = client.post("/invocations", json={"dataframe_records": [{"text": text}]}).json()["predictions"]
+    unknown = client.post("/invocations", json={"dataframe_records": [{"question": text}]})
+    assert (unknown.status_code, "a row needs text or words" in unknown.text) == (400, True)
     registry = open_registry(workspace)
     engine = Engine(load_base(workspace.base.id), limits=Limits())
     admitted = engine.admit(Release(1, registry.version(SLOT, 1).composition), registry)

@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
 
 from ltsft.files import load_sft
 from tasks.matrix import read_matrix
-from tasks.tracking import Record
+from tasks.records import Record
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -234,3 +234,14 @@ def test_the_page_follows_the_project_when_a_change_is_taken_back(
     workspace = opened(changeable_project)
     assert restore_page(workspace, read_matrix(workspace)) == page
     assert "Renamed" not in page.read_text()
+
+
+def test_of_many_sfts_not_every_two_are_compared(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.logging import disable_run_logger
+
+    from tasks import evaluation
+
+    with disable_run_logger():
+        assert len(evaluation.assemble_matrix.fn(finished, {}).pairs) == 6  # three languages and a target task
+        monkeypatch.setattr(evaluation, "MOST_PAIRED", 3)
+        assert not evaluation.assemble_matrix.fn(finished, {}).pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -246,6 +247,14 @@ def test_the_openapi_document_is_valid_and_has_the_limits_and_examples(make_clie
     assert {"404", "422", "429", "504"} <= set(operation["responses"])
     reference = operation["responses"]["404"]["content"]["application/json"]["schema"]["$ref"]
     assert reference == "#/components/schemas/Problem"
+
+
+def test_the_page_of_routes_can_be_read_where_its_scripts_cannot_be_fetched(make_client: Any) -> None:
+    page = make_client().get("/docs")
+    assert page.status_code == 200
+    plain = re.sub(r"<script.*?</script>|<[^>]+>", "", page.text, flags=re.DOTALL)
+    assert "POST /v1/{target_task}/{language} Answer one text or several in one language." in plain
+    assert "SwaggerUIBundle(" in page.text
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)

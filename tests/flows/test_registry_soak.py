@@ -1,0 +1,172 @@
+"""Eight connections ask a server while real releases and rollbacks go through a real MLflow registry."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+import flows.promote as promotion
+from ltsft.config import ProjectRef
+from ltsft.errors import ReleaseError
+from ltsft.release import Slot
+from ltsft.serving.app import create_app
+from ltsft.serving.engine import Engine
+from ltsft.serving.limits import Limits
+from ltsft.serving.metrics import Metrics, resident_bytes
+from ltsft.serving.service import Service
+from ltsft.verdicts import Canary
+from tasks import rollbacks
+from tasks.serving import RegistrySource
+from tasks.workspace import Workspace, open_workspace
+
+SLOTS = [Slot(code, "pos") for code in ("aa", "bb", "cc")]
+LOOSE = ("gates.release.min_score=0.0", "gates.release.min_over_majority=-1.0", "gates.release.max_drop=1.0")
+CONNECTIONS, REFRESH_SECONDS, LAG_SECONDS = 8, 0.3, 20.0
+
+
+class Releasing:
+    """Promotes and rolls back as the flows do, without Prefect; the canary is not asked."""
+
+    def __init__(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("put_forward", "measure", "judge_candidate", "move_champion"):
+            monkeypatch.setattr(promotion, name, getattr(promotion, name).fn)
+        monkeypatch.setattr(promotion, "get_run_logger", lambda: logging.getLogger("soak"))
+        monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
+        compose = promotion.compose_recipe
+        self._weights = (1.0 - number / 1000 for number in itertools.count())
+
+        def other(workspace: Workspace, slot: Slot) -> Any:
+            made = compose(workspace, slot)
+            parts = (made.parts[0], made.parts[1].model_copy(update={"weight": next(self._weights)}))
+            return made.model_copy(update={"parts": parts})
+
+        monkeypatch.setattr(promotion, "compose_recipe", other)
+        self.workspace = open_workspace(ProjectRef(file=str(file), overrides=LOOSE))
+        self._random = random.Random(0)
+        self.history: dict[Slot, list[tuple[float, int]]] = {slot: [] for slot in SLOTS}
+        self.keys: dict[tuple[Slot, int], str] = {}
+        self.rollbacks = 0
+        for slot in SLOTS:
+            self.promote(slot)
+
+    def promote(self, slot: Slot) -> None:
+        begin = time.monotonic()
+        promotion.promote_slot(self.workspace, slot, reason="soak", who="tester", again=False)
+        self._note(slot, begin)
+
+    def move(self) -> None:
+        slot = self._random.choice(SLOTS)
+        if len(self.history[slot]) > 1 and self.history[slot][-1][1] > 1 and self._random.random() < 0.4:
+            begin = time.monotonic()
+            try:
+                rollbacks.roll_back.fn(self.workspace, slot, to=None, reason="soak", who="tester")
+            except ReleaseError:  # there is nothing before it
+                return
+            self.rollbacks += 1
+            self._note(slot, begin)
+        else:
+            self.promote(slot)
+
+    def _note(self, slot: Slot, begin: float) -> None:
+        registry = promotion.open_registry(self.workspace)
+        version = registry.champion(slot)
+        assert version is not None
+        self.keys[slot, version] = registry.version(slot, version).composition.key
+        self.history[slot].append((begin, version))
+
+    def live_between(self, slot: Slot, start: float, end: float) -> set[int]:
+        """The versions that may have answered."""
+        before = [version for at, version in self.history[slot] if at <= start][-1:]
+        return {*before, *(version for at, version in self.history[slot] if start <= at <= end)}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("requests", "least"),
+    [
+        pytest.param(1_600, 2, id="short", marks=pytest.mark.slow),
+        pytest.param(10_000, 20, id="long", marks=pytest.mark.soak),
+    ],
+)
+def test_releases_through_a_real_registry_never_give_a_wrong_version(
+    changeable_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, requests: int, least: int
+) -> None:
+    releasing = Releasing(changeable_project, monkeypatch)
+    limits = Limits(refresh_seconds=REFRESH_SECONDS)
+    engine = Engine(releasing.workspace.base, limits=limits)
+    source = RegistrySource(ProjectRef(file=str(changeable_project)))
+    service = Service(engine, source, limits=limits, metrics=Metrics())
+    service.start()
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.02)
+    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    done, wrong, memory, broken = threading.Event(), [], [], []
+
+    def keep_releasing() -> None:
+        try:
+            while not done.wait(1.0):
+                releasing.move()
+                memory.append(resident_bytes())
+        except BaseException as error:
+            broken.append(error)
+
+    def ask(number: int) -> None:
+        rng = random.Random(number)
+        with httpx.Client(base_url=address, timeout=60) as client:
+            for _ in range(requests // CONNECTIONS):
+                slot, start = rng.choice(SLOTS), time.monotonic()
+                response = client.post(f"/v1/pos/{slot.language}", json={"text": "bako dedas ."})
+                problem = checked(releasing, slot, response, start)
+                if problem:
+                    wrong.append(problem)
+
+    begin = time.monotonic()
+    releaser = threading.Thread(target=keep_releasing)
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(CONNECTIONS)]
+    for thread in (releaser, *askers):
+        thread.start()
+    for thread in askers:
+        thread.join()
+    done.set()
+    releaser.join()
+    seconds = time.monotonic() - begin
+    server.should_exit = True
+    service.close()
+    moves = sum(map(len, releasing.history.values())) - len(SLOTS)
+    with capsys.disabled():
+        print(
+            f"\n{requests} requests in {seconds:.0f} s, {moves} moves of which {releasing.rollbacks} rollbacks, "
+            f"{len(wrong)} wrong, memory from {memory[0] / 1e6:.0f} to {memory[-1] / 1e6:.0f} MB"
+        )
+    assert not broken, broken
+    assert not wrong, wrong[:5]
+    assert moves >= least
+    third = max(1, len(memory) // 3)
+    assert max(memory[-third:]) < 1.1 * max(memory[:third]) + 50e6, "memory grew"
+
+
+def checked(releasing: Releasing, slot: Slot, response: httpx.Response, start: float) -> str:
+    """Say what is wrong with an answer; nothing if it is of a version that was live when it was asked."""
+    if response.status_code != 200:
+        return f"{slot}: {response.status_code} {response.text}"
+    body = response.json()
+    end = time.monotonic() + LAG_SECONDS  # a move is noted once it was made
+    while (slot, body["version"]) not in releasing.keys and time.monotonic() < end:
+        time.sleep(0.05)
+    allowed = releasing.live_between(slot, start - LAG_SECONDS, time.monotonic())
+    if body["version"] not in allowed:
+        return f"{slot}: version {body['version']} answered, {sorted(allowed)} were live"
+    if body["composition"] != releasing.keys[slot, body["version"]]:
+        return f"{slot}: version {body['version']} with another composition"
+    return ""
