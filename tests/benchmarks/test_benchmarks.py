@@ -15,6 +15,7 @@ RIGHT = {
     "composition": {"wrong_weights"},
     "plan": {"stale_products"},
     "selection": {"wrong_choices"},
+    "serving": {"wrong_logits"},
     "storage": {"wrong_entries", "bits_an_entry_bf16"},
 }
 

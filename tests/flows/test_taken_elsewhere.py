@@ -111,15 +111,20 @@ def test_an_export_to_s3_arrives_whole_and_loads_with_the_auto_classes(
     assert AutoModelForTokenClassification.from_pretrained(tmp_path).config.id2label[0] == "NOUN"
 
 
-def test_a_composition_goes_to_the_hub_with_a_token_that_nobody_sees(released: Path, tmp_path: Path) -> None:
-    arguments = ("export", "bb", "pos", "--to", "hub:team/bb-pos", "--project", str(released))
+def test_a_composition_goes_to_the_hub_with_a_token_that_nobody_sees(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # the stand-in speaks LFS
     with serving() as address:
-        env = environment(HF_ENDPOINT=address, HF_TOKEN=TOKEN, HF_HUB_DISABLE_XET="1")
-        done = subprocess.run(ltsft(*arguments), env=env, capture_output=True, text=True, timeout=300)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)  # as HF_ENDPOINT does
+        command = ["export", "bb", "pos", "--to", "hub:team/bb-pos", "--project", str(released)]
+        done = CliRunner().invoke(app, command)
 
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.output
         assert "pos bb version 1 to https://huggingface.co/team/bb-pos/commit/1" in done.stdout
-        assert TOKEN not in done.stdout + done.stderr
+        assert TOKEN not in done.output + caplog.text
         repository = Hub.repositories["team/bb-pos"]
     assert repository["visibility"] == "private"
     assert all(TOKEN.encode() not in content for content in repository["files"].values())

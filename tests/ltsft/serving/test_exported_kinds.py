@@ -62,7 +62,7 @@ def test_an_exported_folder_gives_the_outputs_of_the_composition_by_the_auto_cla
     assert AutoTokenizer.from_pretrained(folder)("bako dedas").input_ids == base.tokenizer("bako dedas").input_ids
 
 
-@pytest.mark.parametrize("name", ["mood", "qa"])
+@pytest.mark.parametrize("name", [pytest.param("mood", marks=pytest.mark.slow), "qa"])
 def test_onnx_gives_the_outputs_of_the_composition_whatever_its_head(
     base: Base, full_shelf: Any, tmp_path: Path, name: str
 ) -> None:
