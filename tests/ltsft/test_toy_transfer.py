@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -40,12 +41,13 @@ GAIN = 0.05
 
 The families of the seeds 1 to 4 gave 0.25, 0.19, 0.27 and 0.14; the demo is larger and is to give 0.10 at least.
 """
-LOSS = 0.03
-"""What the dense end of the sweep has to lose to its best pair, in accuracy.
+LOSS = 0.05
+"""What dense language SFTs have to lose to sparse ones in each family, in accuracy.
 
-With 200 steps and two seeds of the task SFT, a language density of 5, 30 and 100 % gave 0.77, 0.73 and 0.68 at this
-learning rate, and 0.74, 0.61 and 0.48 at three times as much.
+At this learning rate the families of the seeds 1 to 4 gave 0.26, 0.29, 0.12 and 0.31; at 3e-3 it was 0.08, 0.05, 0.03
+and -0.04: there the claim does not hold in each (docs/experiments.md).
 """
+SEEDS = (1, 2, 3, 4)
 LITTLE_TEXT = 400
 """Lines of raw text of a language, of the 2,000 that there are."""
 
@@ -57,8 +59,8 @@ def phase(steps: int, rate: float) -> Phase:
 class Family:
     """The artificial family with its base, and how its SFTs are learnt and scored."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = make_toy(folder / "toy", SMALL)
+    def __init__(self, folder: Path, seed: int = SMALL.seed) -> None:
+        self.folder = make_toy(folder / "toy", replace(SMALL, seed=seed))
         self.work = folder
         self.base: Base = load_base(str(self.folder / BASE))
         self.tagging = TokenClassification(self.base.tokenizer, labels=LABELS, max_length=64)
@@ -87,14 +89,14 @@ class Family:
             device="cpu",
         )
 
-    def task_sft(self, source: SFT, density: float = 0.2) -> SFT:
+    def task_sft(self, source: SFT) -> SFT:
         return train_sft(
             self.base,
             self.tagging,
             kind="task",
             subject="pos",
             recipe=Recipe(
-                density=density,
+                density=0.2,
                 full=phase(150, 1e-3),
                 sparse=phase(150, 1e-3),
                 batch_size=16,
@@ -103,7 +105,7 @@ class Family:
             ),
             seed=1,
             data=TrainingData(self.pieces("qaa", "train"), self.pieces("qaa", "dev")),
-            folder=self.work / f"task-{density}-{source.density}-{len(source.diffs)}",
+            folder=self.work / f"task-{source.density}-{len(source.diffs)}",
             applied=[source],
             device="cpu",
         )
@@ -150,29 +152,25 @@ def test_composed_beats_task_only_on_unseen_languages(family: Family) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_of_densities_has_its_optimum_below_100_percent(family: Family) -> None:
-    """All layers learn, from little text, at one learning rate: a dense language SFT moves the encoder with the words.
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_sweep_of_densities_has_its_optimum_below_100_percent(seed: int, tmp_path: Path) -> None:
+    """All layers learn, from little text, at one high learning rate: a dense language SFT moves the whole encoder.
 
-    Where the encoder is frozen, as in the demo, or text is plentiful, the toy family shows no such loss
-    (docs/experiments.md has the figures).
+    Where the encoder is frozen, as in the demo, or text is plentiful, the toy family shows no such loss.
     """
+    family = Family(tmp_path, seed)
     targets = SMALL.unseen_codes[:2]
-    outcomes = {}
-    for language_density in (0.05, 1.0):
-        recipe = language_recipe(language_density, 150, 3e-3, ())
+    outcomes: dict[float, list[Outcomes]] = {}
+    for density in (0.05, 1.0):
+        recipe = language_recipe(density, 150, 1e-2, ())
         sfts = {code: family.language_sft(code, recipe, lines=LITTLE_TEXT) for code in ("qaa", *targets)}
-        for task_density in (0.2, 1.0):
-            task = family.task_sft(sfts["qaa"], task_density)
-            outcomes[language_density, task_density] = {
-                code: family.outcomes(code, sfts[code], task) for code in targets
-            }
-    scores = {pair: fmean(o[:, 0].sum() / o[:, 1].sum() for o in found.values()) for pair, found in outcomes.items()}
-    best = max(scores, key=lambda pair: scores[pair])
-    assert best != (1.0, 1.0), scores
+        task = family.task_sft(sfts["qaa"])
+        outcomes[density] = [family.outcomes(code, sfts[code], task) for code in targets]
     drawn = [
-        resampled_differences([outcomes[best][code]], [outcomes[1.0, 1.0][code]], resamples=1000) for code in targets
+        resampled_differences([sparse], [dense], resamples=1000)
+        for sparse, dense in zip(outcomes[0.05], outcomes[1.0], strict=True)
     ]
-    assert interval_of(drawn, confidence=0.99).lower > LOSS, scores
+    assert interval_of(drawn, confidence=0.99).lower > LOSS
 
 
 @pytest.fixture(autouse=True)
