@@ -19,6 +19,7 @@ from prefect.logging import get_run_logger
 from ltsft.base import Base
 from ltsft.config import Precision, Source, TargetTask
 from ltsft.figures import Pair, interference_figure, matrix_figure
+from ltsft.heap import return_memory
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.methods.registry import method_named
@@ -77,6 +78,7 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     for seed, outcomes in scored.outcomes.items():
         np.save(folder / f"seed-{seed}.npy", outcomes, allow_pickle=False)
     run.log_folder(folder, OUTCOMES)
+    return_memory()
     return dict(scored.metrics)
 
 

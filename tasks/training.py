@@ -20,6 +20,7 @@ from ltsft.config import LabelledData, Language, Project, Recipe, Source, Target
 from ltsft.consistent import Consistent
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
+from ltsft.heap import return_memory
 from ltsft.interference import sparsity
 from ltsft.methods import budget
 from ltsft.methods.registry import method_named
@@ -198,7 +199,10 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
             )
             return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
 
-    return run_stoppable(train)
+    try:
+        return run_stoppable(train)
+    finally:
+        return_memory()
 
 
 @task(

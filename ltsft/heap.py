@@ -1,0 +1,19 @@
+"""Freed memory, handed back to the system.
+
+glibc keeps a heap for each of many threads and gives little of what is freed in one back by itself. A flow runs every
+task in a thread of its own, so a process that trains one SFT after the other would come to hold several times the
+memory that one training needs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+
+
+def return_memory() -> None:
+    """Hand freed memory back to the system; does nothing where the C library is not glibc."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
