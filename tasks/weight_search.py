@@ -34,8 +34,10 @@ def search(workspace: Workspace, target: TargetTask, settings: Sequence[Setting]
         TrainingError: an SFT does not exist yet.
     """
     project = workspace.project
-    if not method_named(project.method).has_languages:
-        raise ConfigError(f"{project.method} composes nothing, so there are no weights to search")
+    method = method_named(project.method)
+    if not method.has_languages or method.is_stacked:
+        reason = "stacks modules, which have no weights" if method.is_stacked else "composes nothing"
+        raise ConfigError(f"{method.name} {reason}, so there is nothing to search; search with lt_sft, for example")
     for setting in settings:
         if setting.rule not in RULES:
             raise ConfigError(f"there is no composition rule {setting.rule!r}; allowed are {', '.join(RULES)}")

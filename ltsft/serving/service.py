@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ltsft.errors import LtsftError
+from ltsft.heap import return_memory
 from ltsft.release import Release, ReleaseSource, Slot
 from ltsft.serving.answers import Input, Output, Piece, RefusedInputError
 from ltsft.serving.batching import Batcher, Job, TooLateError
@@ -243,6 +244,8 @@ class Service:
                     _LOG.error("%s: version %d is refused, %s: %s", slot, release.version, stays, error)
         changed = live.keys() != self._live.keys() or any(live[s] is not self._live.get(s) for s in live)
         self._live, self._refused = live, refused
+        if changed:
+            return_memory()  # what reading and packing took
         self.metrics.releases({slot: admitted.release.version for slot, admitted in live.items()}, refused=len(refused))
         return changed
 

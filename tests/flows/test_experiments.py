@@ -142,10 +142,12 @@ def test_a_density_or_target_task_that_cannot_be_is_told_before_anything_is_made
     changeable_project: Path, opened: Open, runs: Callable[[Workspace], list[Any]]
 ) -> None:
     from flows.compare_methods import compare_methods
+    from flows.search_weights import search_weights
     from flows.sweep_density import sweep_density
 
     workspace, ref = opened(changeable_project), ProjectRef(file=str(changeable_project))
     before = {run.info.run_id for run in runs(workspace)}
+    grid = {"language_weights": [1.0], "task_weights": [1.0], "rules": ["sum"]}
     for flow, arguments, message in (
         (sweep_density, {**DENSITIES, "task_densities": [1.5]}, "recipes.pos.density"),
         (sweep_density, {**DENSITIES, "target_task": "ner"}, "no target task 'ner'; allowed are pos"),
@@ -162,6 +164,8 @@ def test_a_density_or_target_task_that_cannot_be_is_told_before_anything_is_made
             "give one language density",
         ),
         (compare_methods, {"methods": ["magic"]}, "there is no method 'magic'"),
+        (search_weights, {**grid, "method": "task_only"}, "task_only composes nothing"),
+        (search_weights, {**grid, "method": "mad_x"}, "mad_x stacks modules"),
     ):
         values = {"method": arguments.pop("method", None), "overrides": (arguments.pop("set", "name=tiny"),)}
         state = flow(ref.model_copy(update=values), **arguments, return_state=True)

@@ -19,11 +19,12 @@ from ltsft.compose import composed
 from ltsft.errors import CompositionError, LtsftError, ReleaseError, SFTFileError
 from ltsft.files import load_sft, save_sft
 from ltsft.release import Composition, Release, parse_composition
+from ltsft.serving import encoder
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Admitted, Engine, group_pieces
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import PackedColumn, PackedDiffs, Unpacked
-from ltsft.serving.rows import RowDiffs
+from ltsft.serving.rows import RowDiffs, word_embedding
 from ltsft.serving.word_reader import TokenPiece
 from ltsft.sft import Diff
 
@@ -64,6 +65,20 @@ def test_answers_have_the_bits_of_the_offline_composition_after_any_order_of_swi
         pieces, wanted = expected[admitted]
         assert are_equal(engine.run(admitted, pieces), wanted), admitted.release.slot
     assert len({wanted[0].numpy().tobytes() for _, wanted in expected.values()}) == len(ready)
+
+
+def test_where_the_word_embedding_cannot_be_composed_by_rows_it_is_switched_like_the_rest(
+    base: Base, shelf: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = base.token_classifier(("A", "B"), seed=0)
+    assert (word_embedding(plain) or ("",))[0] == "embeddings.word_embeddings.weight"
+    assert word_embedding(plain.to(torch.bfloat16)) is None
+    monkeypatch.setattr(encoder, "word_embedding", lambda _: None)
+    engine = Engine(base, limits=Limits())
+    for admitted in admitted_all(engine, shelf)[:3]:
+        assert all(packed.rows is None for packed, _ in admitted.parts)
+        pieces = [p for text in SENTENCES for p in admitted.reader.prepare(Input(text=text)).pieces]
+        assert are_equal(engine.run(admitted, pieces), offline(base, admitted, shelf, pieces))
 
 
 def test_a_composition_by_another_rule_and_weights_is_served_exactly_beside_the_plain_ones(
