@@ -20,8 +20,8 @@ RIGHT = {
 }
 
 
-SLOW = {"inference", "language_step"}
-"""Their parts are tested elsewhere: composing, dropout, steps (`task_step` runs the same procedures)."""
+SLOW = {"composition", "inference", "language_step", "storage"}
+"""Their parts are tested elsewhere: composing, packing, dropout, steps (`task_step` runs the same procedures)."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])

@@ -24,6 +24,7 @@ def seen(project: Path, what: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+@pytest.mark.slow
 def test_a_promotion_or_rollback_killed_after_any_step_leaves_one_whole_version_and_a_rerun_ends_well(
     changeable_project: Path,
 ) -> None:

@@ -129,6 +129,7 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
     assert load_parser(out).config.id2label[0] == "advcl"
 
 
+@pytest.mark.slow
 def test_experiments_take_other_target_tasks_and_adapters(
     project_file: Path, opened: Callable[[Path], Workspace], prefect_server: None
 ) -> None:
