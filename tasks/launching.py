@@ -133,7 +133,7 @@ def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int)
     return ""
 
 
-def refuse_if_crashed(flow_run: str | None, *, crashes: int, lost: int = 0) -> None:
+def refuse_if_crashed(flow_run: str | None, *, crashes: int) -> None:
     """Give a flow run up that crashed too often, from within.
 
     Where a run has several pods and loses one, the first pod reschedules the run while it is ended itself; whoever
@@ -142,7 +142,6 @@ def refuse_if_crashed(flow_run: str | None, *, crashes: int, lost: int = 0) -> N
     Args:
         flow_run: id of the run that asks; without one there is nothing to refuse.
         crashes: a run that crashed so often is given up.
-        lost: how often the run itself has noted that it lost a pod, whoever else has seen it.
 
     Raises:
         TrainingError: it did.
@@ -152,10 +151,9 @@ def refuse_if_crashed(flow_run: str | None, *, crashes: int, lost: int = 0) -> N
     with get_client(sync_client=True) as client:
         found = _patiently(lambda: client.read_flow_run_states(UUID(flow_run)))
         crashed = [state for state in found if has_crashed(state)]
-        if (count := max(len(crashed), lost)) >= crashes:
-            last = crashed[-1].message if crashed else "a node was lost"
-            told = _diagnosis(client, client.read_flow_run(UUID(flow_run))) or last or "no message"
-            raise TrainingError(_given_up(count, told))
+        if len(crashed) >= crashes:
+            told = _diagnosis(client, client.read_flow_run(UUID(flow_run))) or crashed[-1].message or "no message"
+            raise TrainingError(_given_up(len(crashed), told))
 
 
 def _given_up(count: int, told: str) -> str:

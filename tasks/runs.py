@@ -60,12 +60,6 @@ class RunHandle:
         with self._tracker.service(f"log parameters of {self.name!r}"):
             self._tracker.write(self.run_id, params=flatten_params(params))
 
-    def tag(self, name: str) -> str | None:
-        """Give a tag of the run; None if it has none of that name."""
-        with self._tracker.service("read a tag"):
-            found: str | None = self._client.get_run(self.run_id).data.tags.get(name)
-        return found
-
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a tag that is there already is replaced."""
         with self._tracker.service(f"tag {self.name!r}"):

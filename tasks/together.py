@@ -82,7 +82,6 @@ def train_together(
     Raises:
         TrainingError: a process failed, with the end of what they said.
         InterruptedTraining: this node or another one was asked to stop, and they saved a checkpoint if they could.
-        LostNodeError: another node is lost, and this one was asked to stop.
         ServiceError: another node is lost.
     """
     for name in (STOP, REFUSED):
@@ -105,12 +104,8 @@ def train_together(
         except _BrokenProcessesError as error:
             await_stop(should_stop)
             if should_stop():
-                raise LostNodeError("another node is lost, and this one was asked to stop") from error
+                raise InterruptedTraining("another node is lost, and this one was asked to stop") from error
             raise ServiceError(f"a node is lost, or the nodes do not reach each other: {error}") from error
-
-
-class LostNodeError(InterruptedTraining):
-    """Another node is lost, and the cluster ended this one for it; nobody else may have seen the loss."""
 
 
 class _BrokenProcessesError(TrainingError):

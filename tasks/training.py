@@ -39,12 +39,10 @@ from tasks.retries import is_service_away
 from tasks.runs import RunHandle
 from tasks.settings import read_settings
 from tasks.stopping import run_stoppable
-from tasks.together import Job, LostNodeError, train_together
+from tasks.together import Job, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 _LOG = logging.getLogger(__name__)
-LOST_NODES = "ltsft.lost_nodes"
-"""Tag of a training by several nodes: how often the first one saw another one lost."""
 HELD_OUT_EVERY = 10
 """Without dev data, every tenth sentence of the training data chooses the best checkpoint."""
 
@@ -175,8 +173,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
         "device": workspace.device,
     }
     if recipe.nodes > 1:
-        lost = int(run.tag(LOST_NODES) or 0)
-        refuse_if_crashed(flow_run.get_id(), crashes=read_settings().crashes, lost=lost)
+        refuse_if_crashed(flow_run.get_id(), crashes=read_settings().crashes)
     project = workspace.project.name
     rounds = recipe.iterations if isinstance(what["data"], TrainingData) else len(what["data"])
 
@@ -192,14 +189,10 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
             if recipe.processes > 1 or recipe.nodes > 1:
                 folders = {code: str(folder) for code, folder in sources.items()}
                 job = Job(workspace.ref, product.kind, product.language, product.target_task, folders, more)
-                try:
-                    train_together(
-                        job, folder, processes=recipe.processes, nodes=recipe.nodes, on_progress=on_progress,
-                        should_stop=should_stop,
-                    )  # fmt: skip
-                except LostNodeError:
-                    run.set_tags({LOST_NODES: str(int(run.tag(LOST_NODES) or 0) + 1)})
-                    raise
+                train_together(
+                    job, folder, processes=recipe.processes, nodes=recipe.nodes, on_progress=on_progress,
+                    should_stop=should_stop,
+                )  # fmt: skip
                 return folder / SFT_FOLDER
             sft = train_sft(
                 workspace.base, folder=folder, on_progress=on_progress, should_stop=should_stop, **what, **more

@@ -161,10 +161,8 @@ def test_a_training_by_two_nodes_survives_the_loss_and_the_eviction_of_the_secon
     assert attempts(cluster, project) == {"language aa": "3", "task pos aa seed 1": "1"}
     training = next(r for r in cluster.runs(project) if r["name"] == "adapt-language aa")
     ends = [state for state in cluster.states(training["id"]) if state in ENDS]
-    # The observer sees the loss as a crash only if it is quicker than the first node, which notes it in any case.
+    # The loss counts as a crash only if the observer is quicker than the first node, which is asked to stop, too.
     assert ends in (["CRASHED", "COMPLETED"], ["COMPLETED"]), "the eviction is no crash"
-    learnt = next(r for r in cluster.mlflow_runs(project) if r.data.tags["ltsft.subject"] == "language aa")
-    assert learnt.data.tags.get("ltsft.lost_nodes") == "1"
     assert len(cluster.logs(project, text="of an earlier attempt")) == 2
     assert_nothing_is_left(cluster, project)
     assert_as_undisturbed(cluster, project, tmp_path, nodes=1, processes=2)
