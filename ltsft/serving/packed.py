@@ -8,7 +8,7 @@ comes out are the same bits. The diff of the word embedding, half of an SFT, is 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -59,26 +59,33 @@ class PackedColumn:
 
     def unpack_into(self, out: Array) -> None:
         """Write the numbers into a row of their dtype, shape (n,)."""
-        for number, chunk in enumerate(self.chunks):
-            part = out[number * CHUNK : (number + 1) * CHUNK]
-            if self.is_short:
-                upper = np.empty(part.size, np.uint16)
-                standalone.simple_decompress_into(chunk, upper)
-                np.left_shift(upper, 16, out=part.view(np.uint32), dtype=np.uint32)
-            else:
-                standalone.simple_decompress_into(chunk, part)
+        for number in range(len(self.chunks)):
+            self.unpack_chunk(number, out)
+
+    def unpack_chunk(self, number: int, out: Array) -> None:
+        """Write the numbers of one chunk to their places in the row."""
+        part = out[number * CHUNK : (number + 1) * CHUNK]
+        if self.is_short:
+            upper = np.empty(part.size, np.uint16)
+            standalone.simple_decompress_into(self.chunks[number], upper)
+            np.left_shift(upper, 16, out=part.view(np.uint32), dtype=np.uint32)
+        else:
+            standalone.simple_decompress_into(self.chunks[number], part)
 
 
-def unpack_columns(gaps: Sequence[tuple[PackedColumn, Array]], values: Sequence[tuple[PackedColumn, Array]]) -> None:
-    """Unpack columns into rows: gaps in this thread, values in another one meanwhile."""
-    rest = _POOL.submit(_unpack_each, values)
-    _unpack_each(gaps)
-    rest.result()
+def unpack_columns(columns: Iterable[tuple[PackedColumn, Array]]) -> None:
+    """Unpack columns into rows of their dtype, shape (n,) each; two threads take chunk after chunk."""
+    chunks = iter([(column, number, out) for column, out in columns for number in range(len(column.chunks))])
+    rest = _POOL.submit(_unpack_each, chunks)
+    try:
+        _unpack_each(chunks)
+    finally:
+        rest.result()
 
 
-def _unpack_each(columns: Iterable[tuple[PackedColumn, Array]]) -> None:
-    for column, out in columns:
-        column.unpack_into(out)
+def _unpack_each(chunks: Iterator[tuple[PackedColumn, int, Array]]) -> None:
+    for column, number, out in chunks:
+        column.unpack_chunk(number, out)
 
 
 class PackedDiffs(Mapping[str, Diff]):
@@ -116,7 +123,7 @@ class PackedDiffs(Mapping[str, Diff]):
             return
         total = sum(self._counts)
         indices, values = np.empty(total, np.int32), np.empty(total, np.float32)
-        unpack_columns([(self._gaps, indices)], [(self._values, values)])
+        unpack_columns([(self._values, values), (self._gaps, indices)])
         at = 0
         for count in self._counts:
             np.cumsum(indices[at : at + count], out=indices[at : at + count])

@@ -101,10 +101,8 @@ class RowDiffs:
         }
         if not new:
             return
-        unpack_columns(
-            [(self._gaps[block], indices) for block, (indices, _) in new.items()],
-            [(self._values[block], values) for block, (_, values) in new.items()],
-        )
+        columns = [(self._values[block], values) for block, (_, values) in new.items()]
+        unpack_columns([*columns, *((self._gaps[block], indices) for block, (indices, _) in new.items())])
         for indices, _ in new.values():
             np.cumsum(indices, out=indices)
         self._unpacked |= new
