@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ltsft.config import Recipe
 from ltsft.consistency import Augmentations
 from ltsft.errors import ConfigError
+from ltsft.recipe import Recipe
 from ltsft.unigram import unigram_of
 
 __all__ = ["Augmenter", "Word", "check_augmentations", "spliced", "words_by_marks"]

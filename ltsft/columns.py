@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ltsft.config import Source
+from ltsft.named_source import Source
 from ltsft.sources import OnError, RowError, check_scheme, open_lines, sentence_blocks, source_name
 
 __all__ = ["TaggedRow", "read_tagged"]

@@ -21,22 +21,15 @@ from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
 from ltsft.named_source import Frozen, Source, Sources
-from ltsft.recipe import MethodRecipes, Phase, Precision, Recipe
-from ltsft.target_task import LabelledData, Sampling, TargetTask
+from ltsft.recipe import MethodRecipes, Recipe
+from ltsft.target_task import TargetTask
 
 __all__ = [
     "BaseConfig",
-    "LabelledData",
     "Language",
-    "Phase",
-    "Precision",
     "Project",
     "ProjectRef",
-    "Recipe",
-    "Sampling",
-    "Source",
     "Store",
-    "TargetTask",
     "load_project",
 ]
 

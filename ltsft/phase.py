@@ -28,14 +28,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from ltsft.config import Phase as PhaseSettings
-from ltsft.config import Precision, Recipe
 from ltsft.consistent import begin_phase, consistency_of
 from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
 from ltsft.processes import any_process, complete_on_each_node, is_first_of_node, of_first_process, wait_for_all
+from ltsft.recipe import Phase as PhaseSettings
+from ltsft.recipe import Precision, Recipe
 from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]

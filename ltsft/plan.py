@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft import scoring, train
-from ltsft.config import LabelledData, Project, Recipe, Source, TargetTask
+from ltsft.config import Project
 from ltsft.errors import ConfigError
 from ltsft.method_recipes import LT_SFT
 from ltsft.methods.registry import method_named
+from ltsft.named_source import Source
+from ltsft.recipe import Recipe
+from ltsft.target_task import LabelledData, TargetTask
 
 __all__ = [
     "Existing",

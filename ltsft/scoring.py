@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from ltsft.base import Base
 from ltsft.compose import Part, Resident
 from ltsft.composition import PartWeights
-from ltsft.config import Precision
 from ltsft.interference import interference
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.paired import Outcomes
 from ltsft.phase import autocast
+from ltsft.recipe import Precision
 from ltsft.sft import SFT
 
 WHOLE = PartWeights()

@@ -22,8 +22,6 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
-from ltsft.config import Phase as PhaseSettings
-from ltsft.config import Recipe
 from ltsft.consistent import drop_first_stage, keep_first_stage
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.method_recipes import LT_SFT
@@ -32,6 +30,8 @@ from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
 from ltsft.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
+from ltsft.recipe import Phase as PhaseSettings
+from ltsft.recipe import Recipe
 from ltsft.sft import SFT, Diff, Kind
 
 VERSION = 2

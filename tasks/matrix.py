@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ltsft.config import TargetTask
 from ltsft.matrix import Cell, Matrix, MatrixLanguage
 from ltsft.method_recipes import LT_SFT
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Plan, Step, cell_subject
+from ltsft.target_task import TargetTask
 from tasks.records import Record, canonical_json
 from tasks.workspace import Workspace
 

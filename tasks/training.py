@@ -16,7 +16,7 @@ from prefect.runtime import flow_run
 
 from ltsft.augmentation import Augmenter
 from ltsft.base import Base
-from ltsft.config import LabelledData, Language, Project, Recipe, Source, TargetTask
+from ltsft.config import Language, Project
 from ltsft.consistent import Consistent
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
@@ -24,13 +24,16 @@ from ltsft.heap import return_memory
 from ltsft.interference import sparsity
 from ltsft.methods import budget
 from ltsft.methods.registry import method_named
+from ltsft.named_source import Source
 from ltsft.objectives import Objective, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.plan import Step, language_subject
+from ltsft.recipe import Recipe
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sft import SFT
 from ltsft.sources import RowError, read_text
+from ltsft.target_task import LabelledData, TargetTask
 from ltsft.train import Progress, TrainingData, train_sft
 from ltsft.word_lists import read_word_list
 from tasks.launching import refuse_if_crashed

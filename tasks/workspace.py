@@ -17,9 +17,10 @@ from prefect.runtime import flow_run
 
 from ltsft.augmentation import check_augmentations
 from ltsft.base import Base, load_base, locate_base
-from ltsft.config import Project, ProjectRef, Source
+from ltsft.config import Project, ProjectRef
 from ltsft.errors import TrainingError
 from ltsft.files import load_sft
+from ltsft.named_source import Source
 from ltsft.plan import Fingerprints, Plan, Step, make_plan
 from ltsft.sft import SFT
 from ltsft.sources import ensure_local, fingerprint

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ltsft.base import Roles
-    from ltsft.config import Recipe
+    from ltsft.recipe import Recipe
     from ltsft.sft import SFT, Kind
 
 __all__ = ["LT_SFT", "AdapterMethod", "Method", "SupportMethod", "budget"]

@@ -12,7 +12,7 @@ from ltsft.methods import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.base import Roles
-    from ltsft.config import Recipe
+    from ltsft.recipe import Recipe
 
 
 class Biases(SupportMethod):

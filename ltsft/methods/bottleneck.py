@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ltsft.base import Roles
-    from ltsft.config import Recipe
+    from ltsft.recipe import Recipe
 
 _NAME = "ltsft_adapter"
 

@@ -11,7 +11,7 @@ from ltsft.mask import select_magnitude
 from ltsft.methods import LT_SFT, SupportMethod
 
 if TYPE_CHECKING:
-    from ltsft.config import Recipe
+    from ltsft.recipe import Recipe
 
 
 class LotteryTicket(SupportMethod):

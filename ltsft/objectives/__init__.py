@@ -10,9 +10,10 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import Base
-from ltsft.config import Source, TargetTask
 from ltsft.labelled_measures import Sentence
+from ltsft.named_source import Source
 from ltsft.sources import OnError
+from ltsft.target_task import TargetTask
 
 Belief = tuple[float, Tensor]
 """What a model believes: a weight and log-probabilities, (items, outcomes), of the answers to each item."""

@@ -15,15 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.augmentation import spliced, words_by_marks
 from ltsft.base import Base
-from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import Sentence
+from ltsft.named_source import Source
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, count_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.objectives.token_classification import most_frequent
 from ltsft.records import RECORDS, read_records
 from ltsft.sources import OnError, RowError
+from ltsft.target_task import TargetTask
 
 COLUMNS = {"text": "text", "label": "label"}
 """What the columns are called unless the project file says otherwise; `pair`, the second text, has no default."""

@@ -19,14 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.augmentation import spliced
 from ltsft.base import Base
-from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
+from ltsft.named_source import Source
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.biaffine import BiaffineParser, new_parser
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, Row, read_rows
+from ltsft.target_task import TargetTask
 from ltsft.trees import best_tree
 
 IGNORE = -100

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.config import Source, TargetTask
 from ltsft.errors import CompositionError
+from ltsft.named_source import Source
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.classification import Classification
 from ltsft.objectives.dependency import DependencyParsing
@@ -18,6 +18,7 @@ from ltsft.objectives.question_answering import QuestionAnswering
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sft import SFT
 from ltsft.sources import RowError
+from ltsft.target_task import TargetTask
 
 OBJECTIVES: dict[str, type[TargetObjective]] = {
     "pos": TokenClassification,

@@ -17,13 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ltsft.augmentation import spliced
 from ltsft.base import Base
 from ltsft.columns import TaggedRow, read_tagged
-from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
+from ltsft.named_source import Source
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, read_rows
+from ltsft.target_task import TargetTask
 
 IGNORE = -100
 SUBWORDS_AT_ONCE = 4096

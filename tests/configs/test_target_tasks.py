@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from ltsft.config import Source, TargetTask, load_project
+from ltsft.config import load_project
 from ltsft.labelled_measures import measure_labelled
+from ltsft.named_source import Source
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
+from ltsft.target_task import TargetTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 REAL = {

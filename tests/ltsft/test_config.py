@@ -9,8 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ltsft.config import ProjectRef, Recipe, load_project
+from ltsft.config import ProjectRef, load_project
 from ltsft.errors import ConfigError
+from ltsft.recipe import Recipe
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

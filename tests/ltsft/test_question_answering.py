@@ -14,9 +14,10 @@ from tokenizers import processors
 from torch import Tensor, nn
 
 from ltsft.base import Base, load_base
-from ltsft.config import Source, TargetTask
+from ltsft.named_source import Source
 from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow, answer_f1, best_span, normalised
 from ltsft.sources import RowError
+from ltsft.target_task import TargetTask
 
 CONTEXT = "bado eto kelo nira moti sabo duke."
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ltsft.config import Source, load_project
+from ltsft.config import load_project
 from ltsft.errors import ConfigError
 from ltsft.gates import LabelledGate, TextGate
 from ltsft.labelled_measures import Sentence, measure_labelled
+from ltsft.named_source import Source
 from ltsft.sources import Row, read_rows
 from ltsft.text_measures import Line, measure_text
 from ltsft.toy import BASE, SPLITS, STAMP, BaseSettings, ToyConfig, make_toy, toy_family, write_family

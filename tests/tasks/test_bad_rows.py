@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ltsft.config import TargetTask
 from ltsft.gates import LabelledGate
+from ltsft.target_task import TargetTask
 from tasks.quality import GateResult, validate_labelled
 from tasks.validation import _rows
 

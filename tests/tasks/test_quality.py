@@ -15,11 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ltsft.columns import TaggedRow
-from ltsft.config import Language, Source, TargetTask
+from ltsft.config import Language
 from ltsft.errors import SourceError, ValidationError
 from ltsft.gates import LabelledGate, TextGate
+from ltsft.named_source import Source
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sources import RowError
+from ltsft.target_task import TargetTask
 from tasks.quality import GateResult, validate_labelled, validate_text
 
 WORDS = [a + b + c for a in ("ba", "ke", "di", "mo", "lú") for b in ("ra", "ti", "sun", "le") for c in ("ð", "k", "n")]
