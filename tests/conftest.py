@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,19 @@ def shared() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("real data are not here: set LTSFT_SHARED to a folder with data/, models/ and reference/")
     return Path(named)
+
+
+@pytest.fixture
+def nodes_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A free port for the nodes of one training to meet at, set for this process and those it starts."""
+    from tasks.settings import read_settings
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("LTSFT_NODES_PORT", str(free.getsockname()[1]))
+    read_settings.cache_clear()
+    yield read_settings().nodes_port
+    read_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,21 +16,10 @@ import pytest
 
 from ltsft.config import ProjectRef
 from ltsft.errors import ServiceError
-from tasks.settings import read_settings
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # tests/tasks/test_nodes.py is the quick part
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("LTSFT_NODES_PORT", str(free.getsockname()[1]))
-    read_settings.cache_clear()
-    yield os.environ["LTSFT_NODES_PORT"]
-    read_settings.cache_clear()
 
 
 @contextmanager
@@ -58,7 +46,7 @@ def other_node(log: Path, *, stop_when: Callable[[], bool] = lambda: False) -> I
 
 def test_two_nodes_learn_what_two_processes_learn_also_when_one_is_asked_to_stop(
     tiny_project: Path, prefect_server: None, opened: Callable[[Path], Workspace], set_value: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch, port: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, nodes_port: int, tmp_path: Path,
 ) -> None:  # fmt: skip
     from flows.adapt_language import adapt_language
 

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -17,28 +16,17 @@ from ltsft.errors import InterruptedTraining, ServiceError
 from ltsft.recipe import Recipe
 from tasks import nodes
 from tasks.joining import find_first_node, is_over
-from tasks.settings import read_settings
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("LTSFT_NODES_PORT", str(free.getsockname()[1]))
-    read_settings.cache_clear()
-    yield read_settings().nodes_port
-    read_settings.cache_clear()
 
 
 def come(port: int) -> TCPStore:
     return TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
 
 
-def test_the_first_node_waits_for_all_and_the_others_see_when_it_is_done(port: int) -> None:
+def test_the_first_node_waits_for_all_and_the_others_see_when_it_is_done(nodes_port: int) -> None:
     with nodes.Meeting(3, {"kind": "language"}) as meeting:
-        other = come(port)
+        other = come(nodes_port)
         assert other.get(nodes.JOB) == b'{"kind": "language"}'
         for index in (1, 2):
             other.set(nodes.ready(index), "")
@@ -48,10 +36,10 @@ def test_the_first_node_waits_for_all_and_the_others_see_when_it_is_done(port: i
 
 
 def test_a_node_that_does_not_come_that_fails_or_that_has_to_go_ends_the_wait(
-    port: int, monkeypatch: pytest.MonkeyPatch
+    nodes_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with nodes.Meeting(3, {}) as meeting:
-        other = come(port)
+        other = come(nodes_port)
         other.set(nodes.ready(2), "")
         monkeypatch.setattr(nodes, "GATHER_SECONDS", 0.3)
         with pytest.raises(ServiceError, match=r"nodes \[1\] of 3 did not come within 0 s"):
