@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,17 @@ from tasks.workspace import Workspace, open_workspace
 SLOTS = [Slot(code, "pos") for code in ("aa", "bb", "cc")]
 LOOSE = ("gates.release.min_score=0.0", "gates.release.min_over_majority=-1.0", "gates.release.max_drop=1.0")
 CONNECTIONS, REFRESH_SECONDS, LAG_SECONDS = 8, 0.3, 20.0
-NOTED_SECONDS = 10.0
-"""A move is noted once it was made; a server may have seen it by then."""
+NOTED_SECONDS = 60.0
+"""A move is noted once it was made; a server may have seen it by then. Beside other work a move takes many seconds."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What became live, and when: not before `begin`, at `end` at the latest, both by the monotonic clock."""
+
+    version: int
+    begin: float
+    end: float
 
 
 class Releasing:
@@ -56,7 +67,7 @@ class Releasing:
         monkeypatch.setattr(promotion, "compose_recipe", other)
         self.workspace = open_workspace(ProjectRef(file=str(file), overrides=LOOSE))
         self._random = random.Random(0)
-        self.history: dict[Slot, list[tuple[float, int]]] = {slot: [] for slot in SLOTS}
+        self.history: dict[Slot, list[Move]] = {slot: [] for slot in SLOTS}
         self.keys: dict[tuple[Slot, int], str] = {}
         self.rollbacks = 0
         for slot in SLOTS:
@@ -69,7 +80,7 @@ class Releasing:
 
     def move(self) -> None:
         slot = self._random.choice(SLOTS)
-        if len(self.history[slot]) > 1 and self.history[slot][-1][1] > 1 and self._random.random() < 0.4:
+        if len(self.history[slot]) > 1 and self.history[slot][-1].version > 1 and self._random.random() < 0.4:
             begin = time.monotonic()
             try:
                 rollbacks.roll_back.fn(self.workspace, slot, to=None, reason="soak", who="tester")
@@ -85,12 +96,13 @@ class Releasing:
         version = registry.champion(slot)
         assert version is not None
         self.keys[slot, version] = registry.version(slot, version).composition.key
-        self.history[slot].append((begin, version))
+        self.history[slot].append(Move(version, begin, time.monotonic()))
 
     def live_between(self, slot: Slot, start: float, end: float) -> set[int]:
-        """The versions that may have answered."""
-        before = [version for at, version in self.history[slot] if at <= start][-1:]
-        return {*before, *(version for at, version in self.history[slot] if start <= at <= end)}
+        """The versions that were live at some time between, as far as the moves say."""
+        history = list(self.history[slot])
+        gone = [after.end for after in history[1:]] + [math.inf]
+        return {move.version for move, until in zip(history, gone, strict=True) if move.begin <= end and until >= start}
 
 
 @pytest.mark.integration
