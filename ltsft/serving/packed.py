@@ -57,13 +57,8 @@ class PackedColumn:
         """What it takes in memory."""
         return sum(map(len, self.chunks))
 
-    def unpack_into(self, out: Array) -> None:
-        """Write the numbers into a row of their dtype, shape (n,)."""
-        for number in range(len(self.chunks)):
-            self.unpack_chunk(number, out)
-
     def unpack_chunk(self, number: int, out: Array) -> None:
-        """Write the numbers of one chunk to their places in the row."""
+        """Write the numbers of one chunk to their places in a row of their dtype, shape (n,)."""
         part = out[number * CHUNK : (number + 1) * CHUNK]
         if self.is_short:
             upper = np.empty(part.size, np.uint16)

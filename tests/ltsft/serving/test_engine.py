@@ -23,7 +23,7 @@ from ltsft.serving import encoder
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Admitted, Engine, group_pieces
 from ltsft.serving.limits import Limits
-from ltsft.serving.packed import PackedColumn, PackedDiffs, Unpacked
+from ltsft.serving.packed import PackedColumn, PackedDiffs, Unpacked, unpack_columns
 from ltsft.serving.rows import RowDiffs, word_embedding
 from ltsft.serving.word_reader import TokenPiece
 from ltsft.sft import Diff
@@ -161,7 +161,7 @@ def test_values_that_were_stored_as_bfloat16_are_kept_as_such() -> None:
     packed, whole = PackedColumn.of(values), PackedColumn.of(np.nextafter(values, np.float32(9)))
     assert packed.size_bytes < 0.5 * whole.size_bytes
     out = np.empty_like(values)
-    packed.unpack_into(out)
+    unpack_columns([(packed, out)])
     assert out.tobytes() == values.tobytes()
 
 
