@@ -182,7 +182,7 @@ def load_project(
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError as error:
         raise ConfigError(f"there is no project file {path}; configs/ has examples") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -207,6 +207,22 @@ def load_project(
     if problems:
         raise ConfigError(f"{path} has mistakes:\n" + "\n".join(f"  {problem}" for problem in problems))
     return project
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once in a mapping: of two sources of a name the first would be dropped in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[str, yaml.Mark] = {}
+        for key, _ in node.value:
+            if key.value in first:
+                raise yaml.MarkedYAMLError(
+                    f"{key.value} stands twice in a mapping; first", first[key.value], "and again", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                first[key.value] = key.start_mark
+        return node
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

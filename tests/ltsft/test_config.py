@@ -185,6 +185,19 @@ def test_an_override_that_cannot_be_set_is_refused(override: str, message: str, 
     assert message in mistakes(tiny_project, override)
 
 
+def test_a_key_that_stands_twice_is_a_mistake_and_one_that_replaces_a_merged_key_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "project.yaml"
+    file.write_text("languages:\n  fo: {name: Faroese}\n  gv: {name: Manx}\n  fo: {name: Faroe}\n", encoding="utf-8")
+    message = mistakes(file)
+    assert "fo stands twice in a mapping" in message
+    assert "line 2" in message
+    assert "line 4" in message
+    file.write_text(
+        "recipes:\n  a: &a {seeds: [1]}\n  b: &b {<<: *a, seeds: [2]}\n  c: {<<: *b, seeds: [3]}\n", "utf-8"
+    )
+    assert "in a mapping" not in mistakes(file)
+
+
 def test_an_override_changes_one_of_the_places_that_a_yaml_anchor_fills(tiny_project: Path) -> None:
     assert "*id" in tiny_project.read_text(encoding="utf-8")
     recipes = load_project(tiny_project, overrides=["recipes.pos.full.learning_rate=0.5"]).recipes

@@ -59,6 +59,31 @@ def test_attention_has_the_bits_of_torch_and_keeps_its_probabilities_once(
     assert plain - lean >= 1.5 * 2 * 3 * 64 * 64 * 4
 
 
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_attention_in_bfloat16_has_gradients_closer_to_the_true_ones_than_torchs(is_masked: bool) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 64, 3, 16).bfloat16().transpose(1, 2).requires_grad_() for _ in range(3)]
+    mask = None
+    if is_masked:
+        mask = torch.zeros(2, 1, 64, 64, dtype=torch.bfloat16)
+        mask[..., 50:] = torch.finfo(torch.bfloat16).min
+    weights = torch.randn(2, 3, 64, 16)
+
+    def error(output: Tensor, leaves: list[Tensor], true: list[Tensor]) -> float:
+        found = torch.autograd.grad((output * weights.to(output.dtype)).sum(), leaves)
+        return sum(float((a.double() - b).square().sum()) for a, b in zip(found, true, strict=True))
+
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    output = functional.scaled_dot_product_attention(*exact, attn_mask=None if mask is None else mask.double())
+    true = list(torch.autograd.grad((output * weights).sum(), exact))
+    layer = nn.Identity()
+    layer.is_causal = False  # type: ignore[assignment]
+    ours = attend(layer, *inputs, mask)[0]
+    assert ours.dtype == torch.bfloat16
+    torchs = functional.scaled_dot_product_attention(*inputs, attn_mask=mask)
+    assert error(ours.transpose(1, 2), inputs, true) < 0.7 * error(torchs, inputs, true)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("p", [0.1, 0.5])
 def test_a_model_inside_has_the_bits_of_the_model_outside(dtype: torch.dtype, p: float) -> None:
