@@ -1,8 +1,9 @@
 """One model in memory, in which compositions are switched in place.
 
-`Resident` keeps, for each SFT that is applied, the base values at its support. To switch, it puts those back and adds
-the new diffs, block by block, so that every weight is fetched from memory once however many parts touch it; blocks are
-shared out over threads. Nothing is undone by subtraction: floats round.
+`Resident` keeps, for each SFT that is applied, the values that it found at its support. To switch, it puts those back
+and adds the new diffs, block by block, so that every weight is fetched from memory once however many parts touch it;
+blocks are shared out over threads. Nothing is undone by subtraction: floats round. A sum lies on the weights like a
+pile, and what lies beneath all that goes and comes (the task SFT, when the language changes) is not touched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ltsft.base import encoder_parameters
 from ltsft.errors import CompositionError
 from ltsft.fitting import Part, check_parts, head_values
 from ltsft.methods.registry import as_diffs
-from ltsft.rules import RULES, Piece, Rule
+from ltsft.rules import IN_SUCCESSION, RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
 from ltsft.stack import Bottlenecks, bottlenecks_of, check_stacked, stack_of
 from ltsft.weights import weight_at
@@ -39,8 +40,9 @@ FEW = 2**16
 class Resident:
     """A model made from a base, in which compositions are switched in place.
 
-    A switch touches the supports of the parts that come and go, and where those lie in parameters that other parts
-    share, the others' too. Its result has the bits of the same composition made anew. Not for several threads at once:
+    A switch touches the supports of the parts that come and go, and in parameters that those reach also the supports of
+    the parts listed before them (of all others if the rule is not the sum, or weights are not float32). Its result has
+    the bits of the same composition made anew. Not for several threads at once:
     who serves requests holds a lock around `switch` and the forward pass.
 
     Args:
@@ -71,6 +73,7 @@ class Resident:
         self._encoder = encoder_parameters(model)
         self._parts: tuple[Part, ...] = ()
         self._held: dict[SFT, dict[str, _Held]] = {}
+        self._piles: dict[str, list[_Pile]] = {}
         self._saved_head: list[tuple[nn.Parameter, Tensor]] = []
         self._sound: WeakKeyDictionary[SFT, dict[str, float]] = WeakKeyDictionary()
         self._worked_out: WeakKeyDictionary[SFT, SFT] = WeakKeyDictionary()
@@ -85,11 +88,11 @@ class Resident:
     def switch(self, parts: Sequence[Part]) -> PreTrainedModel:
         """Make the model base + these SFTs, whatever it was before.
 
-        New values are computed in float32, part after part in the order listed, and rounded once to the model's
-        dtype. The head of a part replaces the model's; a language SFT whose head (that of masked language modelling)
-        the model does not have brings its diffs alone. An adapter of LoRA comes as the diffs that it amounts to, one of
-        MAD-X as modules that hooks put in beside the weights. The tensors of an SFT are looked at when it first comes,
-        and must not be changed after that.
+        New values are computed in float32 by the rule (a sum begins with the part listed last) and rounded once to the
+        model's dtype. The head of a part replaces the model's; a language SFT whose head (that of masked language
+        modelling) the model does not have brings its diffs alone. An adapter of LoRA comes as the diffs that it amounts
+        to, one of MAD-X as modules that hooks put in beside the weights. The tensors of an SFT are looked at when it
+        first comes, and must not be changed after that.
 
         Args:
             parts: SFTs with their weights, in order; none at all gives the base, bit for bit.
@@ -151,19 +154,18 @@ class Resident:
         self._below = below if modules else None
 
     def _change(self, wanted: tuple[Part, ...]) -> None:
-        gone, self._parts = self._parts, ()  # what follows can be cut off anywhere, and _change(()) mends it
+        self._parts = ()  # what follows can be cut off anywhere, and _change(()) mends it
         coming = {sft for sft, _ in wanted}
         for sft in coming - self._held.keys():
             self._held[sft] = _room(sft, self._encoder)
         targets = []
-        for name in sorted({name for held in self._held.values() for name in held}):
-            before, after = (
-                [(self._held[sft][name], weight_at(weight, name)) for sft, weight in parts if name in self._held[sft]]
-                for parts in (gone, wanted)
-            )
-            if before != after or not wanted:
-                held = [held[name] for held in self._held.values() if name in held]
-                targets.append(_Target(self._encoder[name], held, after, self._rule))
+        for name in sorted({*self._piles, *(name for sft in coming for name in self._held[sft])}):
+            after = [
+                (self._held[sft][name], weight_at(weight, name)) for sft, weight in wanted if name in self._held[sft]
+            ]
+            target = _Target(self._encoder[name], self._piles.setdefault(name, []), after, self._rule)
+            if target.entries:
+                targets.append(target)
         is_worth_threads = sum(target.entries for target in targets) > FEW
         _run(
             [block for target in targets for block in target.blocks()],
@@ -171,11 +173,12 @@ class Resident:
         )
         for target in targets:
             target.finish()
+        self._piles = {name: piles for name, piles in self._piles.items() if any(piles)}
         self._held = {sft: held for sft, held in self._held.items() if sft in coming}
         self._parts = wanted
 
     def _refuse_converted(self) -> None:
-        saved = [(self._encoder[name], one.base) for held in self._held.values() for name, one in held.items()]
+        saved = [(self._encoder[name], one.saved) for held in self._held.values() for name, one in held.items()]
         converted = [(p, value) for p, value in saved + self._saved_head if p.dtype != value.dtype]
         if converted:
             self._change(())
@@ -214,13 +217,12 @@ class Resident:
 
 
 class _Held:
-    """One SFT at one parameter: its diff, and the base values at its support once they were fetched."""
+    """One SFT at one parameter: its diff, and the values that it found at its support."""
 
-    def __init__(self, diff: Diff, base: Tensor) -> None:
+    def __init__(self, diff: Diff, saved: Tensor) -> None:
         self.indices = diff.indices.numpy()
         self.values = diff.values
-        self.base = base
-        self.filled: set[int] = set()  # numbers of the blocks whose base values are in `base`
+        self.saved = saved
         self._cuts: list[int] = []
         self._largest: float | None = None
 
@@ -230,15 +232,24 @@ class _Held:
             self._cuts = [0, *np.searchsorted(self.indices, edges[1:-1]).tolist(), len(self.indices)]
         return slice(self._cuts[number], self._cuts[number + 1])
 
+    def save(self, flat: Tensor, places: Tensor, span: slice) -> None:
+        """Keep the values that are there now."""
+        torch.index_select(flat, 0, places, out=self.saved[span])
+        self._largest = None
+
     def largest(self) -> float:
-        """Give the largest absolute base value; NaN where one is NaN."""
+        """Give the largest absolute value that was found; NaN where one is NaN."""
         if self._largest is None:
-            self._largest = _largest(self.base)
+            self._largest = _largest(self.saved)
         return self._largest
 
 
+_Pile = list[tuple[_Held, float]]
+"""What lies on the weights of a block, with weights, the lowest first: all saved what was there when they came."""
+
+
 def _room(sft: SFT, encoder: Mapping[str, nn.Parameter]) -> dict[str, _Held]:
-    """Make room for the base values of an SFT: one buffer for all parameters of a dtype and device."""
+    """Make room for what an SFT finds at its support: one buffer for all parameters of a dtype and device."""
     groups: dict[tuple[torch.dtype, torch.device], list[str]] = {}
     for name, diff in sorted(sft.diffs.items()):
         if diff.support_size:
@@ -256,57 +267,94 @@ class _Target:
 
     Args:
         parameter: the parameter.
-        held: every SFT that reaches it, those that go and those that come.
-        wanted: what it is to be composed of, in order: which of `held`, and the weight.
+        piles: what lies on each of its blocks, kept up to date; empty before the first change.
+        wanted: what it is to be composed of, in the order listed, with weights.
         rule: of the composition.
     """
 
-    def __init__(
-        self, parameter: nn.Parameter, held: list[_Held], wanted: list[tuple[_Held, float]], rule: Rule
-    ) -> None:
-        self._held = held
-        self._wanted = wanted
-        self._coming = list({id(one): one for one, _ in wanted}.values())
-        self._rule = rule
+    def __init__(self, parameter: nn.Parameter, piles: list[_Pile], wanted: _Pile, rule: Rule) -> None:
         self._whole = parameter.detach()
         self._flat = self._whole.reshape(-1)  # a copy where the parameter is not contiguous
         size = self._flat.numel()
         self._edges = [*range(0, size, BLOCK if self._flat.device.type == "cpu" else size), size]
-        self.entries = sum(len(one.indices) for one in held)
+        if not piles:
+            piles.extend([] for _ in self._edges[1:])
+        self._kept = piles
+        self._piles = piles if self._whole.is_contiguous() else [list(pile) for pile in piles]
+        self._rule = rule
+        is_plain = self._flat.dtype == torch.float32 and self._whole.is_contiguous()
+        self._is_pile = rule in IN_SUCCESSION and is_plain and not _is_repeated(wanted)
+        self._wanted = wanted[::-1] if self._is_pile else wanted
+        self._stays = min(map(self._agreeing, piles), default=0)
+        gone = {id(one): one for pile in piles for one, _ in pile[self._stays :]}
+        self.entries = sum(len(one.indices) for one in gone.values())
+        self.entries += sum(len(one.indices) for one, _ in self._wanted[self._stays :])
+
+    def _agreeing(self, pile: _Pile) -> int:
+        """Count what may stay of a pile: from the lowest on for as long as it is what is wanted."""
+        if pile == self._wanted:
+            return len(pile)
+        if not self._is_pile or _is_repeated(pile):
+            return 0
+        same = [lies == wanted for lies, wanted in zip(pile, self._wanted, strict=False)]
+        return [*same, False].index(False)
 
     def blocks(self) -> Iterator[tuple[_Target, int]]:
         """Give the work, cut into blocks of weights that do not meet."""
         return ((self, number) for number in range(len(self._edges) - 1))
 
     def finish(self) -> None:
-        """Write back what had to be changed in a copy."""
-        if not self._whole.is_contiguous():
+        """Write back what had to be changed in a copy; it can be cut off, since all of those saved the base values."""
+        if self._piles is not self._kept:
+            for kept, new in zip(self._kept, self._piles, strict=True):
+                kept.extend(new)
             self._whole.copy_(self._flat.view(self._whole.shape))
+            self._kept[:] = self._piles
 
     def change(self, number: int) -> None:
-        """Put the base values of one block back, save those that are needed next, and apply the rule."""
-        flat, places = self._flat, {}
-        for one in self._held:
+        """Take from one block what goes, the highest first, and put on it what comes."""
+        flat, pile = self._flat, self._piles[number]
+        while len(pile) > self._stays:
+            one, _ = pile[-1]
             span = one.span(self._edges, number)
-            places[one] = torch.from_numpy(one.indices[span].astype(np.int64)).to(flat.device)
-            if number in one.filled:
-                _put(flat, places[one], one.base[span].to(flat))
-        for one in self._coming:  # all weights of the block are the base's now
-            if number not in one.filled:
-                torch.index_select(flat, 0, places[one], out=one.base[one.span(self._edges, number)])
-                one.filled.add(number)
-        pieces = [
-            Piece(places[one], one.values[one.span(self._edges, number)].to(flat.device), float(weight))
-            for one, weight in self._wanted
-        ]
+            _put(flat, self._places(one, span), one.saved[span].to(flat))
+            pile.pop()
+        if self._is_pile:
+            for one, weight in self._wanted[self._stays :]:
+                span = one.span(self._edges, number)
+                places = self._places(one, span)
+                one.save(flat, places, span)
+                pile.append((one, weight))
+                self._rule(flat, [Piece(places, one.values[span].to(flat.device), float(weight))])
+        elif len(pile) < len(self._wanted):
+            self._compose_all(number)
+
+    def _compose_all(self, number: int) -> None:
+        """Compose a block on which nothing lies, by a rule that looks at all parts at once or in another dtype."""
+        flat = self._flat
+        low, high = self._edges[number : number + 2]
+        pieces, coming = [], {}
+        for one, weight in self._wanted:  # all weights of the block are the base's until the last has saved them
+            span = one.span(self._edges, number)
+            places = coming[one] = self._places(one, span)
+            one.save(flat, places, span)
+            pieces.append(Piece(places, one.values[span].to(flat.device), float(weight)))
+        self._piles[number].extend(self._wanted)
         if flat.dtype == torch.float32:
             self._rule(flat, pieces)
-        elif pieces:
-            low, high = self._edges[number : number + 2]
-            weights = flat[low:high].float()
-            self._rule(weights, [replace(piece, places=piece.places - low) for piece in pieces])
-            for one in self._coming:
-                _put(flat, places[one], weights[places[one] - low].to(flat.dtype))
+            return
+        weights = flat[low:high].float()
+        self._rule(weights, [replace(piece, places=piece.places - low) for piece in pieces])
+        for places in coming.values():
+            _put(flat, places, weights[places - low].to(flat.dtype))
+
+    def _places(self, one: _Held, span: slice) -> Tensor:
+        return torch.from_numpy(one.indices[span].astype(np.int64)).to(self._flat.device)
+
+
+def _is_repeated(pile: _Pile) -> bool:
+    """Say whether an SFT is there twice: it has one room for what it finds, and so has to come when all are gone."""
+    return len({id(one) for one, _ in pile}) < len(pile)
 
 
 def _put(flat: Tensor, places: Tensor, values: Tensor) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RULES", "Piece", "Rule"]
+__all__ = ["IN_SUCCESSION", "RULES", "Piece", "Rule"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,16 +40,17 @@ Rule = Callable[[Tensor, Sequence[Piece]], None]
 
 
 def sum_diffs(weights: Tensor, pieces: Sequence[Piece]) -> None:
-    """Add the weighted diffs to the base weights in place, one part after the other in the order given.
+    """Add the weighted diffs to the base weights in place, one part after the other, the last that is listed first.
 
     The rule of the paper (Ansell et al., ACL 2022, section 3.2). Float addition rounds, so the order decides the last
-    bit: that is why it is part of the composition.
+    bit: that is why it is part of the composition. The task SFT is listed last and so lies beneath the language's,
+    which can be exchanged without touching it.
 
     Args:
         weights: Base weights, shape (n,), float32.
         pieces: What each part brings, in order.
     """
-    for piece in pieces:
+    for piece in reversed(pieces):
         weights.index_add_(0, piece.places, piece.weighted)
 
 
@@ -85,6 +86,9 @@ def elect_signs_and_sum(weights: Tensor, pieces: Sequence[Piece]) -> None:
 
 RULES: dict[str, Rule] = {"sum": sum_diffs, "ties": elect_signs, "ties_sum": elect_signs_and_sum}
 """The composition rules by name. A new rule is one function and one line here."""
+
+IN_SUCCESSION = frozenset({sum_diffs})
+"""Rules that do what they do for each part alone, the last that is listed first, on what the parts before it left."""
 
 
 def _agreeing(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,7 @@ from ltsft.recipe import Precision
 from ltsft.sft import SFT
 
 WHOLE = PartWeights()
-VERSION = 2
+VERSION = 3
 """Version of the scoring, part of the key of every cell."""
 
 

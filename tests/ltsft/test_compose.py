@@ -46,7 +46,7 @@ def test_composing_nothing_is_the_base(family: str, tiny_model: Build, bits: Bit
 
 
 @pytest.mark.parametrize("head", ["token", "masked_lm"])
-def test_weights_are_base_plus_weighted_diffs_in_the_order_listed(
+def test_weights_are_base_plus_weighted_diffs_the_last_listed_first(
     family: str, head: str, tiny_model: Build, make_sft: Make, bits: Bits, base_ref: BaseRef
 ) -> None:
     model = tiny_model(family, head=head)
@@ -57,8 +57,8 @@ def test_weights_are_base_plus_weighted_diffs_in_the_order_listed(
         for name, value in model.base_model.named_parameters():
             expected = base[name].copy()
             if name in first.diffs:
-                expected = expected + first.diffs[name].dense().numpy()
                 expected = expected + second.diffs[name].dense().numpy() * np.float32(-0.3)
+                expected = expected + first.diffs[name].dense().numpy()
             np.testing.assert_array_equal(value.detach().numpy(), expected)
     assert bits(model) == before
 
@@ -125,7 +125,7 @@ def test_nested_compositions_are_the_composition_of_the_list(
     first, second = make_sft(model, seed=1), make_sft(model, seed=2)
     with composed(model, [(first, 1.0), (second, 1.0)], base=base_ref):
         listed = bits(model)
-    with composed(model, [(first, 1.0)], base=base_ref), composed(model, [(second, 1.0)], base=base_ref):
+    with composed(model, [(second, 1.0)], base=base_ref), composed(model, [(first, 1.0)], base=base_ref):
         assert bits(model) == listed
 
 
@@ -135,7 +135,7 @@ def test_low_precision_rounds_once_from_float32(tiny_model: Build, make_sft: Mak
     name = "embeddings.word_embeddings.weight"
     base = model.base_model.get_parameter(name).detach().clone()
     with composed(model, [(first, 1.0), (second, 0.5)], base=base_ref):
-        exact = (base.float() + first.diffs[name].dense()) + second.diffs[name].dense() * 0.5
+        exact = (base.float() + second.diffs[name].dense() * 0.5) + first.diffs[name].dense()
         assert torch.equal(model.base_model.get_parameter(name), exact.to(torch.bfloat16))
 
 
@@ -400,12 +400,12 @@ def test_the_sum_rule_adds_part_after_part() -> None:
         Piece(places=both, values=torch.tensor([1.0, 2.0]), weight=1.0),
         Piece(places=torch.tensor([0, 2]), values=torch.tensor([-1e8, 3.0]), weight=1.0),
     ]
-    # 1e8 + 1 rounds back to 1e8 in float32: the order of the parts shows.
+    # 1e8 + 1 rounds back to 1e8 in float32: the order of the parts shows. The last one is added first.
     forwards, backwards = start.clone(), start.clone()
     RULES["sum"](forwards, pieces)
     RULES["sum"](backwards, pieces[::-1])
-    assert forwards.tolist() == [0.0, 3.0, 3.0]
-    assert backwards.tolist() == [1.0, 3.0, 3.0]
+    assert forwards.tolist() == [1.0, 3.0, 3.0]
+    assert backwards.tolist() == [0.0, 3.0, 3.0]
 
 
 def test_a_diff_may_sit_on_a_parameter_of_any_rank(tiny_model: Build, make_sft: Make, base_ref: BaseRef) -> None:

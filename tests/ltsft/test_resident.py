@@ -100,6 +100,66 @@ def test_a_switch_that_is_cut_off_can_be_made_again(
     assert bits(model) == bits(tiny_model())
 
 
+@pytest.mark.parametrize("rule", ["sum", "ties"])
+@pytest.mark.parametrize("is_contiguous", [True, False])
+def test_a_switch_that_is_cut_off_at_any_write_leaves_what_was_there(
+    rule: str,
+    is_contiguous: bool,
+    tiny_model: Build,
+    make_sft: Make,
+    bits: Bits,
+    base_ref: BaseRef,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 500)
+    model = tiny_model()
+    if not is_contiguous:
+        for parameter in model.base_model.parameters():
+            parameter.data = parameter.data.t().contiguous().t() if parameter.ndim == 2 else parameter.data
+    base = bits(model)
+    sfts = [make_sft(model, seed=seed, density=0.5) for seed in range(3)]
+    resident = Resident(model, base=base_ref, rule=rule)
+    resident.switch([(sfts[0], 1.0), (sfts[1], 1.0)])
+    before = bits(model)
+    put, save, is_cut_off, at = module._put, module._Held.save, True, 0
+    while is_cut_off:
+        at += 1
+        left = at
+
+        def count_down() -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(module, "_put", lambda *given: (put(*given), count_down()))
+            patched.setattr(module._Held, "save", lambda *given: (save(*given), count_down()))
+            try:
+                resident.switch([(sfts[1], 1.0), (sfts[2], -0.5), (sfts[0], 1.0)])  # two change places
+                is_cut_off = False
+            except KeyboardInterrupt:
+                assert bits(model) == before
+    assert at > 20
+    assert bits(model) != before
+    resident.switch([])
+    assert bits(model) == base
+
+
+def test_changing_the_language_touches_the_task_sft_nowhere(
+    tiny_model: Build, make_sft: Make, base_ref: BaseRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    task, *languages = [make_sft(model, seed=seed, density=0.3) for seed in range(3)]
+    resident = Resident(model, base=base_ref)
+    resident.switch([(languages[0], 1.0), (task, 1.0)])
+    held, touched, places = set(resident._held[task].values()), [], module._Target._places
+    monkeypatch.setattr(module._Target, "_places", lambda *given: touched.append(given[1]) or places(*given))
+    resident.switch([(languages[1], 1.0), (task, 1.0)])
+    assert touched
+    assert not held & set(touched)
+
+
 def test_switching_to_the_same_parts_changes_nothing(
     tiny_model: Build, make_sft: Make, base_ref: BaseRef, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,14 +93,13 @@ def test_switching_by_any_rule_and_weights_is_composing_anew_and_leaving_restore
     sfts = [make_sft(model, seed=seed, density=0.5) for seed in range(3)]
     before = bits(model)
     resident = Resident(model, base=base_ref, rule=rule)
-    for turn in turns:
+    for turn in [*turns, []]:
         parts = [(sfts[number], weight) for number, weight in turn]
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(module, "BLOCK", 100)
             resident.switch(parts)
         with composed(fresh, parts, base=base_ref, rule=rule):
             assert bits(model) == bits(fresh)
-    resident.switch([])
     assert bits(model) == bits(fresh) == before
 
 
