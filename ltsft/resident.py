@@ -42,8 +42,8 @@ class Resident:
 
     A switch touches the supports of the parts that come and go, and in parameters that those reach also the supports of
     the parts listed before them (of all others if the rule is not the sum, or weights are not float32). Its result has
-    the bits of the same composition made anew. Not for several threads at once:
-    who serves requests holds a lock around `switch` and the forward pass.
+    the bits of the same composition made anew. Not for several threads at once: who serves requests holds a lock around
+    `switch` and the forward pass.
 
     Args:
         model: A model made from the base; its encoder is `model.base_model`. Any float dtype, any device. What its
