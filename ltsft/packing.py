@@ -42,10 +42,17 @@ def in_parallel(work: Sequence[Callable[[], _Result]]) -> list[_Result]:
         return list(pool.map(lambda one: one(), work))
 
 
-def pack(numbers: Array) -> list[bytes]:
-    """Pack numbers, shape (n,), of a dtype that pcodec knows; give a stream for each chunk."""
-    config = ChunkConfig(compression_level=_LEVEL, mode_spec=ModeSpec.classic(), delta_spec=DeltaSpec.no_op())
-    pieces = [numbers[low : low + CHUNK] for low in range(0, numbers.size, CHUNK)]
+def pack(numbers: Array, *, chunk: int = CHUNK, is_increasing: bool = False) -> list[bytes]:
+    """Pack numbers into streams.
+
+    Args:
+        numbers: shape (n,), of a dtype that pcodec knows.
+        chunk: how many of them a stream holds.
+        is_increasing: whether each is mostly a little larger than the one before: then the distances are packed.
+    """
+    delta = DeltaSpec.try_consecutive(1) if is_increasing else DeltaSpec.no_op()
+    config = ChunkConfig(compression_level=_LEVEL, mode_spec=ModeSpec.classic(), delta_spec=delta)
+    pieces = [numbers[low : low + chunk] for low in range(0, numbers.size, chunk)]
     return in_parallel([partial(standalone.simple_compress, piece, config) for piece in pieces])
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import ModuleType
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -51,6 +52,8 @@ class Resident:
         base: Which base the model was made from.
         rule: Name of the composition rule, one of `RULES`.
         heads: Whether the parts' heads are applied.
+        is_compiled: Whether the loops of a sum in float32 on the CPU are compiled: that takes a second once in a
+            process, and halves the time of a switch. For who switches hundreds of times, as a server does.
 
     Raises:
         CompositionError: The rule is unknown.
@@ -62,7 +65,15 @@ class Resident:
         >>> resident.switch([])  # the base again, bit for bit  # doctest: +SKIP
     """
 
-    def __init__(self, model: PreTrainedModel, *, base: BaseRef, rule: str = "sum", heads: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        base: BaseRef,
+        rule: str = "sum",
+        heads: bool = True,
+        is_compiled: bool = False,
+    ) -> None:
         if rule not in RULES:
             raise CompositionError(f"composition rule {rule!r} is unknown; allowed are {', '.join(sorted(RULES))}")
         self.model = model
@@ -70,6 +81,7 @@ class Resident:
         self._rule = RULES[rule]
         self._rule_name = rule
         self._heads = heads
+        self._loops = _compiled_loops() if is_compiled else None
         self._encoder = encoder_parameters(model)
         self._parts: tuple[Part, ...] = ()
         self._held: dict[SFT, dict[str, _Held]] = {}
@@ -163,7 +175,7 @@ class Resident:
             after = [
                 (self._held[sft][name], weight_at(weight, name)) for sft, weight in wanted if name in self._held[sft]
             ]
-            target = _Target(self._encoder[name], self._piles.setdefault(name, []), after, self._rule)
+            target = _Target(self._encoder[name], self._piles.setdefault(name, []), after, self._rule, self._loops)
             if target.entries:
                 targets.append(target)
         is_worth_threads = sum(target.entries for target in targets) > FEW
@@ -220,28 +232,29 @@ class _Held:
     """One SFT at one parameter: its diff, and the values that it found at its support."""
 
     def __init__(self, diff: Diff, saved: Tensor) -> None:
-        self.indices = diff.indices.numpy()
-        self.values = diff.values
+        self.indices = diff.indices.contiguous().numpy()
+        self.values = diff.values.contiguous()
         self.saved = saved
         self._cuts: list[int] = []
-        self._largest: float | None = None
+        self._largest: list[float] = []
 
-    def span(self, edges: list[int], number: int) -> slice:
-        """Give the part of the support that lies in a block."""
-        if len(self._cuts) != len(edges):
+    def cut(self, edges: list[int]) -> None:
+        """Cut the support into blocks; the edges are those of the parameter, always the same."""
+        if not self._cuts:
             self._cuts = [0, *np.searchsorted(self.indices, edges[1:-1]).tolist(), len(self.indices)]
+            self._largest = [0.0] * (len(edges) - 1)
+
+    def span(self, number: int) -> slice:
+        """Give the part of the support that lies in a block."""
         return slice(self._cuts[number], self._cuts[number + 1])
 
-    def save(self, flat: Tensor, places: Tensor, span: slice) -> None:
-        """Keep the values that are there now."""
-        torch.index_select(flat, 0, places, out=self.saved[span])
-        self._largest = None
+    def found(self, number: int, largest: float) -> None:
+        """Keep the largest absolute value that was found in a block; NaN where one is NaN."""
+        self._largest[number] = largest
 
     def largest(self) -> float:
         """Give the largest absolute value that was found; NaN where one is NaN."""
-        if self._largest is None:
-            self._largest = _largest(self.saved)
-        return self._largest
+        return math.nan if any(map(math.isnan, self._largest)) else max(self._largest)
 
 
 _Pile = list[tuple[_Held, float]]
@@ -270,9 +283,12 @@ class _Target:
         piles: what lies on each of its blocks, kept up to date; empty before the first change.
         wanted: what it is to be composed of, in the order listed, with weights.
         rule: of the composition.
+        loops: compiled ones, to be used where they fit.
     """
 
-    def __init__(self, parameter: nn.Parameter, piles: list[_Pile], wanted: _Pile, rule: Rule) -> None:
+    def __init__(
+        self, parameter: nn.Parameter, piles: list[_Pile], wanted: _Pile, rule: Rule, loops: ModuleType | None
+    ) -> None:
         self._whole = parameter.detach()
         self._flat = self._whole.reshape(-1)  # a copy where the parameter is not contiguous
         size = self._flat.numel()
@@ -285,6 +301,9 @@ class _Target:
         is_plain = self._flat.dtype == torch.float32 and self._whole.is_contiguous()
         self._is_pile = rule in IN_SUCCESSION and is_plain and not _is_repeated(wanted)
         self._wanted = wanted[::-1] if self._is_pile else wanted
+        self._loops = loops if rule in IN_SUCCESSION and is_plain and self._flat.device.type == "cpu" else None
+        for one, _ in wanted:
+            one.cut(self._edges)
         self._stays = min(map(self._agreeing, piles), default=0)
         gone = {id(one): one for pile in piles for one, _ in pile[self._stays :]}
         self.entries = sum(len(one.indices) for one in gone.values())
@@ -313,43 +332,65 @@ class _Target:
 
     def change(self, number: int) -> None:
         """Take from one block what goes, the highest first, and put on it what comes."""
-        flat, pile = self._flat, self._piles[number]
+        pile = self._piles[number]
         while len(pile) > self._stays:
-            one, _ = pile[-1]
-            span = one.span(self._edges, number)
-            _put(flat, self._places(one, span), one.saved[span].to(flat))
+            self._put_back(pile[-1][0], number)
             pile.pop()
         if self._is_pile:
             for one, weight in self._wanted[self._stays :]:
-                span = one.span(self._edges, number)
-                places = self._places(one, span)
-                one.save(flat, places, span)
+                self._save(one, number)
                 pile.append((one, weight))
-                self._rule(flat, [Piece(places, one.values[span].to(flat.device), float(weight))])
+                self._add(one, weight, number)
         elif len(pile) < len(self._wanted):
             self._compose_all(number)
+
+    def _put_back(self, one: _Held, number: int) -> None:
+        """Write what a part found in a block."""
+        span = one.span(number)
+        if self._loops is not None:
+            self._loops.put(self._flat.numpy(), one.indices[span], one.saved[span].numpy())
+        else:
+            _put(self._flat, self._places(one, number), one.saved[span].to(self._flat))
+
+    def _save(self, one: _Held, number: int) -> None:
+        """Keep what a part finds in a block."""
+        saved = one.saved[one.span(number)]
+        if self._loops is not None:
+            largest = float(self._loops.take(self._flat.numpy(), one.indices[one.span(number)], saved.numpy()))
+        else:
+            torch.index_select(self._flat, 0, self._places(one, number), out=saved)
+            largest = _largest(saved)
+        one.found(number, largest)
+
+    def _add(self, one: _Held, weight: float, number: int) -> None:
+        """Add what a part brings to a block."""
+        span = one.span(number)
+        if self._loops is not None:
+            self._loops.add(self._flat.numpy(), one.indices[span], one.values[span].numpy(), np.float32(weight))
+        else:
+            self._rule(self._flat, [self._piece(one, weight, number)])
 
     def _compose_all(self, number: int) -> None:
         """Compose a block on which nothing lies, by a rule that looks at all parts at once or in another dtype."""
         flat = self._flat
         low, high = self._edges[number : number + 2]
-        pieces, coming = [], {}
-        for one, weight in self._wanted:  # all weights of the block are the base's until the last has saved them
-            span = one.span(self._edges, number)
-            places = coming[one] = self._places(one, span)
-            one.save(flat, places, span)
-            pieces.append(Piece(places, one.values[span].to(flat.device), float(weight)))
+        for one, _ in self._wanted:  # all weights of the block are the base's until the last has saved them
+            self._save(one, number)
         self._piles[number].extend(self._wanted)
+        pieces = [self._piece(one, weight, number) for one, weight in self._wanted]
         if flat.dtype == torch.float32:
             self._rule(flat, pieces)
             return
         weights = flat[low:high].float()
         self._rule(weights, [replace(piece, places=piece.places - low) for piece in pieces])
-        for places in coming.values():
-            _put(flat, places, weights[places - low].to(flat.dtype))
+        for piece in pieces:
+            _put(flat, piece.places, weights[piece.places - low].to(flat.dtype))
 
-    def _places(self, one: _Held, span: slice) -> Tensor:
-        return torch.from_numpy(one.indices[span].astype(np.int64)).to(self._flat.device)
+    def _piece(self, one: _Held, weight: float, number: int) -> Piece:
+        return Piece(self._places(one, number), one.values[one.span(number)].to(self._flat.device), float(weight))
+
+    def _places(self, one: _Held, number: int) -> Tensor:
+        return torch.from_numpy(one.indices[one.span(number)].astype(np.int64)).to(self._flat.device)
 
 
 def _is_repeated(pile: _Pile) -> bool:
@@ -366,6 +407,12 @@ def _put(flat: Tensor, places: Tensor, values: Tensor) -> None:
         flat.scatter_(0, places, values)
     else:
         flat.index_copy_(0, places, values)
+
+
+def _compiled_loops() -> ModuleType:
+    from ltsft import kernels  # compiled as it is imported
+
+    return kernels
 
 
 def _largest(values: Tensor) -> float:

@@ -81,7 +81,7 @@ class Encoder:
         self.model = model
         self._base = base
         self._unpacked = unpacked
-        self._resident = Resident(model, base=base, rule=rule, heads=False)
+        self._resident = Resident(model, base=base, rule=rule, heads=False, is_compiled=True)
         self._name: str | None = None
         self._rows: ComposedRows | None = None
         if found := word_embedding(model):

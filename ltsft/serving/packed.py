@@ -1,8 +1,9 @@
 """SFTs as a server keeps them: checked once, packed, and unpacked when their turn comes.
 
-Indices are kept as gaps and values as they are, both packed by pcodec: about 32 bits an entry in place of 64 (17 where
-the SFT was stored with bfloat16 values), so that the SFTs of forty languages fit beside the base. Nothing is lost: what
-comes out are the same bits. The diff of the word embedding, half of an SFT, is kept by rows: `ltsft.serving.rows`.
+Indices are kept as distances and values as they are, both packed by pcodec: about 32 bits an entry in place of 64 (17
+where the SFT was stored with bfloat16 values), so that the SFTs of forty languages fit beside the base. Nothing is
+lost: what comes out are the same bits. The diff of the word embedding, half of an SFT, is kept by rows:
+`ltsft.serving.rows`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import numpy.typing as npt
 import torch
 from pcodec import standalone
 
-from ltsft.packing import CHUNK, pack
+from ltsft.packing import pack
 from ltsft.sft import Diff
 
-__all__ = ["Array", "PackedColumn", "PackedDiffs", "Unpackable", "Unpacked", "unpack_columns"]
+__all__ = ["CHUNK", "Array", "PackedColumn", "PackedDiffs", "Unpackable", "Unpacked", "unpack_columns"]
+
+CHUNK = 2**18
+"""Numbers that are unpacked at a time: a megabyte, which stays in the cache meanwhile."""
 
 _ENTRY_BYTES = 8  # unpacked: an int32 and a float32
 _POOL = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ltsft-unpack")
@@ -45,12 +49,13 @@ class PackedColumn:
 
     @classmethod
     def of(cls, numbers: Array) -> PackedColumn:
-        """Pack numbers, shape (n,), int32 or float32."""
-        if numbers.dtype == np.float32:
-            bits = numbers.view(np.uint32)
-            if not np.bitwise_and(bits, 0xFFFF).any():
-                return cls(tuple(pack((bits >> 16).astype(np.uint16))), numbers.size, is_short=True)
-        return cls(tuple(pack(numbers)), numbers.size)
+        """Pack values, (n,) float32, or indices, (n,) int32, that increase within each parameter."""
+        if numbers.dtype == np.int32:
+            return cls(tuple(pack(numbers, chunk=CHUNK, is_increasing=True)), numbers.size)
+        bits = numbers.view(np.uint32)
+        if not np.bitwise_and(bits, 0xFFFF).any():
+            return cls(tuple(pack((bits >> 16).astype(np.uint16), chunk=CHUNK)), numbers.size, is_short=True)
+        return cls(tuple(pack(numbers, chunk=CHUNK)), numbers.size)
 
     @property
     def size_bytes(self) -> int:
@@ -94,9 +99,9 @@ class PackedDiffs(Mapping[str, Diff]):
         names = sorted(diffs)
         self._shapes = {name: diffs[name].shape for name in names}
         self._counts = [diffs[name].support_size for name in names]
-        gaps = [np.diff(diffs[name].indices.numpy(), prepend=np.int32(0)) for name in names]
+        indices = [diffs[name].indices.numpy() for name in names]
         values = [diffs[name].values.numpy() for name in names]
-        self._gaps = PackedColumn.of(np.concatenate(gaps) if gaps else np.empty(0, np.int32))
+        self._indices = PackedColumn.of(np.concatenate(indices) if indices else np.empty(0, np.int32))
         self._values = PackedColumn.of(np.concatenate(values) if values else np.empty(0, np.float32))
         self._unpacked: dict[str, Diff] | None = None
         self.largest = max((float(np.abs(value).max()) for value in values if len(value)), default=0.0)
@@ -105,7 +110,7 @@ class PackedDiffs(Mapping[str, Diff]):
     @property
     def packed_bytes(self) -> int:
         """What is always in memory."""
-        return self._gaps.size_bytes + self._values.size_bytes
+        return self._indices.size_bytes + self._values.size_bytes
 
     @property
     def unpacked_bytes(self) -> int:
@@ -118,11 +123,7 @@ class PackedDiffs(Mapping[str, Diff]):
             return
         total = sum(self._counts)
         indices, values = np.empty(total, np.int32), np.empty(total, np.float32)
-        unpack_columns([(self._values, values), (self._gaps, indices)])
-        at = 0
-        for count in self._counts:
-            np.cumsum(indices[at : at + count], out=indices[at : at + count])
-            at += count
+        unpack_columns([(self._values, values), (self._indices, indices)])
         columns = (torch.from_numpy(column).split(self._counts) for column in (indices, values))
         self._unpacked = {
             name: Diff(indices=i, values=v, shape=shape)

@@ -43,11 +43,10 @@ class RowDiffs:
         indices, values = diff.indices.numpy(), diff.values.numpy()
         starts = range(0, rows * self._width, block_rows * self._width)
         cuts = [*np.searchsorted(indices, np.array(starts, np.int32)).tolist(), indices.size]
-        self._gaps: list[PackedColumn] = []
+        self._indices: list[PackedColumn] = []
         self._values: list[PackedColumn] = []
         for start, low, high in zip(starts, cuts, cuts[1:], strict=False):
-            own = indices[low:high] - np.int32(start)
-            self._gaps.append(PackedColumn.of(np.diff(own, prepend=np.int32(0))))
+            self._indices.append(PackedColumn.of(indices[low:high] - np.int32(start)))
             self._values.append(PackedColumn.of(values[low:high]))
         self._unpacked: dict[int, tuple[Array, Array]] = {}
         self.largest = float(np.abs(values).max()) if values.size else 0.0
@@ -56,7 +55,7 @@ class RowDiffs:
     @property
     def packed_bytes(self) -> int:
         """What is always in memory."""
-        return sum(column.size_bytes for column in (*self._gaps, *self._values))
+        return sum(column.size_bytes for column in (*self._indices, *self._values))
 
     @property
     def unpacked_bytes(self) -> int:
@@ -95,16 +94,14 @@ class RowDiffs:
 
     def _unpack(self, blocks: Sequence[int]) -> None:
         new = {
-            block: (np.empty(self._gaps[block].count, np.int32), np.empty(self._gaps[block].count, np.float32))
+            block: (np.empty(self._values[block].count, np.int32), np.empty(self._values[block].count, np.float32))
             for block in blocks
             if block not in self._unpacked
         }
         if not new:
             return
         columns = [(self._values[block], values) for block, (_, values) in new.items()]
-        unpack_columns([*columns, *((self._gaps[block], indices) for block, (indices, _) in new.items())])
-        for indices, _ in new.values():
-            np.cumsum(indices, out=indices)
+        unpack_columns([*columns, *((self._indices[block], indices) for block, (indices, _) in new.items())])
         self._unpacked |= new
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,15 @@ def test_what_threads_have_freed_goes_back() -> None:
     filled.clear()
     return_memory()
     assert full - resident() > 300 * MB  # of 400
+
+
+def test_what_holds_itself_goes_too_when_it_came_after_what_was_put_aside() -> None:
+    class Node:
+        def __init__(self) -> None:
+            self.itself = self
+
+    return_memory()
+    watched = weakref.ref(Node())
+    assert watched() is not None
+    return_memory()
+    assert watched() is None
