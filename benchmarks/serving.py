@@ -155,7 +155,7 @@ def _admit_all(model: PreTrainedModel, size: Size, sfts: tuple[SFT, SFT]) -> Set
     """Admit every release; each language's SFT is packed for itself, and so is each target task's."""
     limits = Limits(max_waiting=4096, request_seconds=600.0)
     unpacked = Unpacked(limits.unpacked_megabytes * 1_000_000)
-    encoder = Encoder(model, base=BASE_REF, rule="sum", unpacked=unpacked)
+    encoder = Encoder(model, base=BASE_REF, rule="sum", unpacked=unpacked, is_compiled=True)
     base: Any = SimpleNamespace(ref=BASE_REF, tokenizer=None)
     tokenizer: Any = SimpleNamespace(pad_token_id=0, cls_token_id=1, sep_token_id=2)
     reader = TokenReader(tokenizer, _composition(Slot("l0", TARGET_TASKS[0])), limits)

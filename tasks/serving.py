@@ -68,7 +68,7 @@ def run_service(ref: ProjectRef, *, host: str, port: int, bundle: Path | None = 
     kept = Bundle(bundle or project.store.folder.absolute() / BUNDLE_FOLDER)
     metrics = Metrics()
     base = load_base(locate_base(project.base.id, data_root=project.data_root), project.base.revision)
-    engine = Engine(base, limits=settings.limits(), on_switch=metrics.switch)
+    engine = Engine(base, limits=settings.limits(), on_switch=metrics.switch, is_compiled=True)
     service = Service(engine, RegistrySource(ref), limits=settings.limits(), metrics=metrics, bundle=kept)
     try:
         service.start()

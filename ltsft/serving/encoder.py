@@ -75,13 +75,16 @@ class Encoder:
         base: which base that is.
         rule: name of the composition rule.
         unpacked: remembers what is unpacked; one for all encoders of a server.
+        is_compiled: whether switches are compiled, see `Resident`.
     """
 
-    def __init__(self, model: PreTrainedModel, *, base: BaseRef, rule: str, unpacked: Unpacked) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, base: BaseRef, rule: str, unpacked: Unpacked, is_compiled: bool = False
+    ) -> None:
         self.model = model
         self._base = base
         self._unpacked = unpacked
-        self._resident = Resident(model, base=base, rule=rule, heads=False, is_compiled=True)
+        self._resident = Resident(model, base=base, rule=rule, heads=False, is_compiled=is_compiled)
         self._name: str | None = None
         self._rows: ComposedRows | None = None
         if found := word_embedding(model):

@@ -71,12 +71,21 @@ class Engine:
         base: the base; compositions of another one are refused.
         limits: of the server: how texts are cut and batched.
         on_switch: told the seconds of each switch.
+        is_compiled: whether switches are compiled, see `ltsft.resident.Resident`: for a server, not for one answer.
     """
 
-    def __init__(self, base: Base, *, limits: Limits, on_switch: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        base: Base,
+        *,
+        limits: Limits,
+        on_switch: Callable[[float], None] | None = None,
+        is_compiled: bool = False,
+    ) -> None:
         self._base = base
         self._limits = limits
         self._on_switch = on_switch
+        self._is_compiled = is_compiled
         self._encoders: dict[str, Encoder] = {}
         self._models: WeakValueDictionary[tuple[str, str, str], PreTrainedModel] = WeakValueDictionary()
         self._packed: WeakValueDictionary[str, PackedSFT] = WeakValueDictionary()
@@ -150,7 +159,9 @@ class Engine:
         if rule not in self._encoders:
             model = self._base.token_classifier(("A", "B"), seed=0)
             model.eval()
-            self._encoders[rule] = Encoder(model, base=self._base.ref, rule=rule, unpacked=self._unpacked)
+            self._encoders[rule] = Encoder(
+                model, base=self._base.ref, rule=rule, unpacked=self._unpacked, is_compiled=self._is_compiled
+            )
         return self._encoders[rule]
 
     def _model(

@@ -20,11 +20,11 @@ RIGHT = {
 }
 
 
-SLOW = {"composition", "inference", "language_step", "storage"}
-"""Their parts are tested elsewhere: composing, packing, dropout, steps (`task_step` runs the same procedures)."""
+QUICK = {"gpu", "matrix", "plan"}
+"""What the others measure is tested for itself: selection, packing, composing, steps, the engine and the queue."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in NAMES])
 def test_a_benchmark_says_what_it_found(name: str) -> None:
     report = importlib.import_module(f"benchmarks.{name}").run(quick=True)
     found = json.loads(json.dumps(report.as_json()))

@@ -25,7 +25,7 @@ from tasks.registry import Registry
 from tasks.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
-LIKE_OTHERS = {"bitfit", "rand_sft"}
+LIKE_OTHERS = {"bitfit", "deft_x", "rand_sft"}
 """They differ in their support alone, which is tested without flows."""
 OTHERS = [
     pytest.param(name, marks=[pytest.mark.slow] if name in LIKE_OTHERS else []) for name in METHODS if name != "lt_sft"

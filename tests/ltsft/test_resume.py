@@ -34,6 +34,11 @@ KILLS: dict[str, list[dict[str, Any]]] = {
 A checkpoint is written after the report of each step.
 """
 
+LIKE_OTHERS = {"deft_x", "rand_sft"}
+"""They differ in how the support is chosen, which is tested without kills."""
+
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] if kind in LIKE_OTHERS else []) for kind in KILLS]
+
 RESTARTS = {
     "language": [
         ["full", 1],
@@ -65,9 +70,12 @@ def run_jobs(jobs: list[dict[str, Any]], file: Path, *, hash_seed: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_base: Path, unigram_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Folders with a training of each kind: undisturbed, and killed again and again."""
+def folders(
+    request: pytest.FixtureRequest, tiny_base: Path, unigram_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Folders with a training of each kind that a test asks for: undisturbed, and killed again and again."""
     root = tmp_path_factory.mktemp("resume")
+    kinds = {kind for item in request.session.items if (kind := parameters_of(item).get("kind")) in KILLS}
     for name, hash_seed in (("undisturbed", "1"), ("killed", "2")):
         jobs = [
             {
@@ -78,9 +86,14 @@ def folders(tiny_base: Path, unigram_base: Path, tmp_path_factory: pytest.TempPa
                 "kills": KILLS[kind] if name == "killed" else [],
             }
             for kind in KILLS
+            if kind in kinds
         ]
         run_jobs(jobs, root / f"{name}.json", hash_seed=hash_seed)
     return root / "undisturbed", root / "killed"
+
+
+def parameters_of(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 def read_attempts(folder: Path) -> list[list[list[Any]]]:
@@ -95,7 +108,7 @@ def read_attempts(folder: Path) -> list[list[list[Any]]]:
     return attempts
 
 
-@pytest.mark.parametrize("kind", list(KILLS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_training_killed_again_and_again_ends_with_the_same_bits(kind: str, folders: tuple[Path, Path]) -> None:
     undisturbed, killed = (folder / kind / "sft" for folder in folders)
     names = sorted(file.name for file in undisturbed.iterdir())
@@ -105,7 +118,7 @@ def test_a_training_killed_again_and_again_ends_with_the_same_bits(kind: str, fo
         assert (undisturbed / name).read_bytes() == (killed / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("kind", list(KILLS))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_kill_costs_one_checkpoint_interval_at_most(kind: str, folders: tuple[Path, Path]) -> None:
     attempts = read_attempts(folders[1] / kind)
     assert [attempt[0] for attempt in attempts] == RESTARTS[kind]

@@ -172,7 +172,7 @@ def full_shelf(shelf: Shelf, kinds: tuple[list[Composition], dict[str, Path]]) -
 
 @pytest.fixture
 def engine(base: Base) -> Engine:
-    return Engine(base, limits=Limits())
+    return Engine(base, limits=Limits(), is_compiled=True)
 
 
 @pytest.fixture

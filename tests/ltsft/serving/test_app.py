@@ -269,7 +269,7 @@ def test_schemathesis_finds_nothing_against_the_services_own_openapi(
         if mode is GenerationMode.NEGATIVE and found.method.upper() != "POST":
             continue  # there is nothing to send that could be wrong
 
-        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(case=found.as_strategy(generation_mode=mode), is_released=st.booleans())
         def keeps_its_word(case: Any, is_released: bool) -> None:
             if is_released and mode is GenerationMode.POSITIVE:
