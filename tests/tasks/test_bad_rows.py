@@ -127,9 +127,19 @@ def test_a_bad_row_is_counted_shown_with_its_line_and_stopped(
     assert told in example
     assert example in result.message()
 
+
+@pytest.mark.parametrize(("name", "row", "measure", "line", "told"), {bad[2]: bad for bad in BAD}.values())
+def test_a_bad_row_that_is_let_through_is_not_passed_over_in_silence(
+    name: str, row: str, measure: str, line: int, told: str, tmp_path: Path
+) -> None:
+    good = FORMATS[name][3]
     lenient = GATE.model_copy(update={f"max_{measure}_share": 1.0})
     allowed = judge(name, good + row, tmp_path, lenient)
     assert allowed.success
-    assert [note.threshold for note in allowed.tolerated] == [f"gates.labelled.max_{measure}_share"]
-    assert example in allowed.message(), "what is let through is not passed over in silence"
+    (note,) = allowed.tolerated
+    assert note.threshold == f"gates.labelled.max_{measure}_share"
+    (example,) = note.examples
+    assert example.startswith(f"train.data:{good.count(chr(10)) + 1 + line} «")
+    assert told in example
+    assert example in allowed.message()
     assert example.split("«")[0] in allowed.markdown()
