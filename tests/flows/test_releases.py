@@ -21,6 +21,7 @@ def seen(project: Path, what: str) -> list[dict[str, Any]]:
         [sys.executable, str(CHILD), str(project), what], env=environment, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stderr[-9000:])  # pytest shows it with a failure
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
