@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/ltsft run configs/toy.yaml
 
 test: $(STAMP)
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/pytest -m slow

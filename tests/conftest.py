@@ -20,14 +20,6 @@ SYLLABLES = [c + v for c in "bdfgklmnprstv" for v in "aeiou"]
 LABELS = ["NOUN", "VERB", "ADJ", "PUNCT"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file on one worker, and all with flows on one: they share a server and a finished project."""
-    with_flows = {item.path for item in items if "prefect_server" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("flows" if item.path in with_flows else str(item.path)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def quiet_environment() -> None:
     """Keep the services quiet and the numbers the same whatever runs beside."""
