@@ -109,6 +109,9 @@ def comparison_figure(comparison: Comparison) -> Figure:
             axes.plot([middle], [y], marker="D" if code == MEAN else "o", markersize=size, color=colour)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_title(method, fontsize=9.5, loc="left", color=INK, weight="bold")
+    if not methods:
+        alone = f"{comparison.reference} alone: there is nothing to compare it with"
+        panels[0].text(0.5, 0.5, alone, transform=panels[0].transAxes, ha="center", fontsize=8, color=FAINT)
     for axes in panels:
         axes.set_ylim(len(codes) - 0.4, -0.6)
         axes.axhline(len(codes) - 1.5, color="#d9dde2", linewidth=0.8)

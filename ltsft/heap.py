@@ -15,7 +15,7 @@ import gc
 
 
 def return_memory() -> None:
-    """Hand freed memory back to the system; does nothing where the C library is not glibc."""
+    """Collect garbage, and where the C library is glibc hand freed memory back to the system."""
     gc.collect()
     if not gc.get_freeze_count():
         gc.freeze()

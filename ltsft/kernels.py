@@ -1,8 +1,8 @@
 """Loops over the places of a support, for float32 weights on the CPU; importing this module compiles them.
 
-Torch and numpy have a call for each, which converts the places to int64 first and takes twice as long. Each loop is one
-step for whoever may be interrupted between two lines of Python, and lets other threads run meanwhile. Nothing is
-checked here: places lie within `weights`, strictly increasing.
+Torch has a call for each, and together they take twice as long. Each loop is one step for whoever may be interrupted
+between two lines of Python, and lets other threads run meanwhile. Nothing is checked here: places lie within `weights`,
+strictly increasing.
 """
 
 from __future__ import annotations

@@ -112,6 +112,14 @@ def test_table_csv_and_plot_show_the_same_figures(comparison: Comparison) -> Non
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["better", "same"]
 
 
+def test_the_plot_of_one_method_says_that_there_is_nothing_to_compare() -> None:
+    alone = compare_methods(
+        [scored("lora", "aa", OURS)], reference="lora", target_task="pos", metric="accuracy", names={"aa": "A"}
+    )
+    (panel,) = comparison_figure(alone).axes
+    assert [text.get_text() for text in panel.texts] == ["lora alone: there is nothing to compare it with"]
+
+
 def test_other_seeds_or_sentences_are_refused() -> None:
     names = {"aa": "Language A"}
     for other, message in (
