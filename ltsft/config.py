@@ -20,7 +20,7 @@ from ltsft.composition import CompositionSettings
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
 from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
-from ltsft.named_source import Frozen, Source, Sources
+from ltsft.named_source import Frozen, MissingDataError, Source, Sources
 from ltsft.recipe import MethodRecipes, Recipe
 from ltsft.target_task import TargetTask
 
@@ -32,6 +32,11 @@ __all__ = [
     "Store",
     "load_project",
 ]
+
+_SHOWN_MISSING = 5
+"""How many missing files of a folder are told one by one."""
+
+_NAME_ROOT = "name the folder of the data with --data-root, LTSFT_DATA_ROOT or data_root"
 
 
 class BaseConfig(Frozen):
@@ -203,7 +208,7 @@ def load_project(
     try:
         project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": check_files})
     except PydanticError as error:
-        problems = [*_field_problems(error), *problems]
+        problems = [*_field_problems(error, raw["data_root"]), *problems]
     if problems:
         raise ConfigError(f"{path} has mistakes:\n" + "\n".join(f"  {problem}" for problem in problems))
     return project
@@ -300,9 +305,18 @@ def _as_mapping(value: Any) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _field_problems(error: PydanticError) -> list[str]:
+def _field_problems(error: PydanticError, root: str) -> list[str]:
+    """Say what is wrong, in lines; a wrong folder of the data is told in a few, and not in one for each file."""
+    found = error.errors(include_url=False)
+    missing = [item for item in found if _is_missing_below(item, root)]
     lines = []
-    for item in error.errors(include_url=False):
+    if len(missing) > 1 and not Path(root).is_dir():
+        found = [item for item in found if item not in missing]
+        lines = [f"data_root: there is no folder {root}, in which {len(missing)} files should be; {_NAME_ROOT}"]
+    elif len(missing) > _SHOWN_MISSING:
+        found = [item for item in found if item not in missing[_SHOWN_MISSING:]]
+        lines = [f"data_root: {root} lacks {len(missing)} files, of which some are below; {_NAME_ROOT}"]
+    for item in found:
         message = item["msg"].removeprefix("Value error, ")
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
         if item["type"] == "extra_forbidden":
@@ -311,6 +325,11 @@ def _field_problems(error: PydanticError) -> list[str]:
         shown = f", got {got!r}" if isinstance(got, (str, int, float)) and item["type"] != "extra_forbidden" else ""
         lines += [f"{where + ': ' if where else ''}{line}{shown}" for line in message.splitlines()]
     return [line for line in lines if not (line.startswith("methods.") and line.split(".", 2)[-1] in lines)]
+
+
+def _is_missing_below(item: Any, root: str) -> bool:
+    cause = item.get("ctx", {}).get("error")
+    return isinstance(cause, MissingDataError) and f" {root}/" in str(cause)
 
 
 class ProjectRef(Frozen):

@@ -14,6 +14,10 @@ SCHEMES = ("text", "conllu", "conll", "tsv", "csv", "jsonl", "parquet", "hf")
 HUB_OPTIONS = ("split", "name", "revision")
 
 
+class MissingDataError(ValueError):
+    """A local file or folder of data is not there."""
+
+
 class Frozen(BaseModel):
     """Base of all config objects: immutable, and an unknown key is an error."""
 
@@ -54,7 +58,7 @@ class Source(Frozen):
         location = _join(root, location)
         is_missing = "://" not in location and value.get("origin") is None and not Path(location).is_file()
         if context.get("check_files") and is_missing:
-            raise ValueError(f"there is no file {location}; mend the path or set data_root (now {root})")
+            raise MissingDataError(f"there is no file {location}; mend the path or set data_root (now {root})")
         return {"scheme": scheme, "location": location, "origin": value.get("origin")}
 
     @property
@@ -86,7 +90,7 @@ def _hub_location(location: str, root: str, context: Mapping[str, Any]) -> str:
     if path.startswith(("/", "./", "../")):
         path = _join(root, path)
         if context.get("check_files") and not Path(path).is_dir():
-            raise ValueError(f"there is no folder {path}; mend the path or set data_root (now {root})")
+            raise MissingDataError(f"there is no folder {path}; mend the path or set data_root (now {root})")
     elif not re.fullmatch("[0-9a-f]{40}", options.get("revision", "")):
         raise ValueError(
             "a data set of the hub is named with the commit that it is read at, as &revision= and 40 hex digits; "

@@ -183,7 +183,7 @@ def test_convert_turns_a_reference_sft_into_a_folder(call: Call, tiny_base: Path
         (["run", "{project}", "--set", "recipes.language.densty=0.1"], "recipes.language.densty: unknown key"),
         (["run", "{project}", "--set", "no equals sign"], "an override is dotted.path=value"),
         (["run", "{project}", "--base", "{tmp}/nowhere"], "nowhere"),
-        (["plan", "{project}", "--data-root", "/nowhere"], "there is no file /nowhere/"),
+        (["plan", "{project}", "--data-root", "/nowhere"], "data_root: there is no folder /nowhere, in which"),
         (["inspect", "{tmp}"], "{tmp}"),
         (["inspect", "{tmp}/none"], "{tmp}/none"),
         (["compare", "{tmp}"], "compare takes two SFT folders or more, got 1"),

@@ -47,6 +47,21 @@ def test_a_project_file_becomes_frozen_typed_objects(tiny_project: Path) -> None
     assert ProjectRef(file=str(tiny_project)).load() == project
 
 
+def test_a_wrong_folder_of_the_data_is_told_in_a_few_lines(tiny_project: Path, tmp_path: Path) -> None:
+    given = [f"languages.aa.text=text:{tmp_path}/elsewhere.txt"]  # not below the folder: told for itself
+    with pytest.raises(ConfigError) as gone:
+        load_project(tiny_project, data_root=str(tmp_path / "gone"), overrides=given)
+    told = str(gone.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in told] == ["data_root", "languages.aa.text[0]"]
+    assert f"there is no folder {tmp_path}/gone, in which 7 files should be; name the folder of the data" in told[0]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError) as empty:
+        load_project(tiny_project, data_root=str(tmp_path / "empty"))
+    told = str(empty.value).splitlines()[1:]
+    assert f"data_root: {tmp_path}/empty lacks 8 files, of which some are below" in told[0]
+    assert len(told) == 1 + 5
+
+
 def test_every_mistake_is_told_at_once_with_its_dotted_path(tiny_project: Path) -> None:
     told = mistakes(
         tiny_project,
