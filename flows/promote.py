@@ -19,7 +19,7 @@ from ltsft.errors import LtsftError, ReleaseError
 from ltsft.release import Composition, Slot
 from ltsft.verdicts import Measured, has_passed
 from tasks.composing import compose_recipe
-from tasks.registry import CANDIDACY, VERDICT
+from tasks.registry import CANDIDACY, VERDICT, open_registry
 from tasks.releases import (
     Candidate,
     ChampionMovedError,
@@ -29,7 +29,6 @@ from tasks.releases import (
     measure,
     move_champion,
     open_promotion,
-    open_registry,
     promotion_lock,
     put_forward,
     wanted_slots,

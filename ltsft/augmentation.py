@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from ltsft.consistency import Augmentations
 from ltsft.errors import ConfigError
 from ltsft.recipe import Recipe
 from ltsft.unigram import unigram_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Augmenter", "Word", "check_augmentations", "spliced", "words_by_marks"]
 

@@ -11,23 +11,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
 from ltsft.errors import BaseModelError, ConfigError
 from ltsft.sft import BaseRef
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Base:
         Raises:
             BaseModelError: it cannot be loaded, or lacks weights of the encoder or of the head.
         """
-        model, missing = _from_pretrained(AutoModelForMaskedLM, self.id, self.revision)
+        model, missing = _from_pretrained("AutoModelForMaskedLM", self.id, self.revision)
         self._refuse_missing(model, missing)
         _untie_output_embeddings(model)
         return model
@@ -75,7 +69,7 @@ class Base:
         Raises:
             BaseModelError: it cannot be loaded, or lacks weights of the encoder.
         """
-        return self._with_new_head(AutoModelForTokenClassification, seed=seed, **_label_options(labels))
+        return self._with_new_head("AutoModelForTokenClassification", seed=seed, **_label_options(labels))
 
     def sequence_classifier(self, labels: Sequence[str], *, seed: int) -> PreTrainedModel:
         """Load a fresh float32 model with a new sequence-classification head, initialised from the seed.
@@ -83,7 +77,7 @@ class Base:
         Raises:
             BaseModelError: it cannot be loaded, or lacks weights of the encoder.
         """
-        return self._with_new_head(AutoModelForSequenceClassification, seed=seed, **_label_options(labels))
+        return self._with_new_head("AutoModelForSequenceClassification", seed=seed, **_label_options(labels))
 
     def question_answerer(self, *, seed: int) -> PreTrainedModel:
         """Load a fresh float32 model with a new head that points at answers, initialised from the seed.
@@ -91,9 +85,9 @@ class Base:
         Raises:
             BaseModelError: it cannot be loaded, or lacks weights of the encoder.
         """
-        return self._with_new_head(AutoModelForQuestionAnswering, seed=seed)
+        return self._with_new_head("AutoModelForQuestionAnswering", seed=seed)
 
-    def _with_new_head(self, auto_class: Any, *, seed: int, **options: Any) -> PreTrainedModel:
+    def _with_new_head(self, auto_class: str, *, seed: int, **options: Any) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, missing = _from_pretrained(auto_class, self.id, self.revision, **options)
@@ -145,6 +139,8 @@ def load_base(id: str, revision: str | None = None) -> Base:
     Raises:
         BaseModelError: it cannot be loaded, or has no fast tokenizer with a mask token.
     """
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(id, revision=revision, use_fast=True)
     except Exception as error:  # a damaged tokenizer.json fails as a plain Exception of the Rust library
@@ -249,21 +245,23 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _from_pretrained(
-    auto_class: Any, id: str, revision: str | None, **options: Any
+    auto_class: str, id: str, revision: str | None, **options: Any
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load a model; give it with the names of the weights that the files lack."""
+    import transformers  # takes seconds with its models, which reading a project or a release needs not
+
     try:
-        model, info = auto_class.from_pretrained(
+        model, info = getattr(transformers, auto_class).from_pretrained(
             id, revision=revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise BaseModelError(
-            f"cannot load base {id!r}{_at(revision)} with {auto_class.__name__}: {_first_line(error)}; "
+            f"cannot load base {id!r}{_at(revision)} with {auto_class}: {_first_line(error)}; "
             "it must be an encoder with a masked-LM head, stored as safetensors"
         ) from error
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, transformers.PreTrainedModel):
         raise BaseModelError(f"base {id!r} did not load as a Hugging Face model but as {type(model).__name__}")
-    return cast(PreTrainedModel, model.float()), set(info["missing_keys"])
+    return cast("PreTrainedModel", model.float()), set(info["missing_keys"])
 
 
 def _label_options(labels: Sequence[str]) -> dict[str, Any]:

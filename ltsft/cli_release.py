@@ -88,7 +88,7 @@ def releases(
 ) -> None:
     """Show what is live, since when, and what stands behind it."""
     with told_errors():
-        from tasks.rollbacks import read_releases
+        from tasks.live import read_releases
         from tasks.workspace import open_workspace
 
         ref = project_ref(project, data_root, base, overrides)

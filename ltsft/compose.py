@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.errors import CompositionError
 from ltsft.files import flush_folder, fresh_folder
@@ -24,6 +24,9 @@ from ltsft.resident import Part, Resident
 from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import BaseRef
 from ltsft.weights import shown_weight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["COMPOSITION_FILE", "RULES", "Part", "Piece", "Resident", "Rule", "composed", "export_composition"]
 

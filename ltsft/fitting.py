@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ltsft.errors import CompositionError
 from ltsft.sft import SFT, BaseRef
 from ltsft.weights import Weight, weight_problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Part", "check_parts", "head_values", "named"]
 

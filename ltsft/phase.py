@@ -28,6 +28,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ltsft.checkpoints import WHOLE, newest_checkpoint
 from ltsft.consistent import begin_phase, consistency_of
 from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
@@ -39,7 +40,6 @@ from ltsft.recipe import Precision, Recipe
 from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
-WHOLE = "whole.json"
 POOL_BATCHES = 50
 LOGS_IN_A_PHASE = 50
 
@@ -170,7 +170,7 @@ def _train(phase: Phase, module: LossModule, report: OnStep) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     with lean_dropout(phase.model):
-        trainer.train(resume_from_checkpoint=_newest_checkpoint(phase.folder))
+        trainer.train(resume_from_checkpoint=newest_checkpoint(phase.folder))
     if watch.was_stopped:
         raise InterruptedTraining(f"asked to stop; saved the {phase.name} phase at step {trainer.state.global_step}")
 
@@ -342,35 +342,6 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-def _newest_checkpoint(folder: Path) -> str | None:
-    """Find the newest checkpoint that was written to its end, and remove those that were not.
-
-    Trainer counts checkpoints to keep two; a torn one that stays would push out a whole one.
-    """
-    newest = None
-    found = sorted(folder.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        if not _is_whole(checkpoint):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        elif newest is None:
-            newest = str(checkpoint)
-    return newest
-
-
-def newest_whole_checkpoint(folder: Path) -> Path | None:
-    """Find the newest checkpoint of a phase that was written to its end; None if there is none."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True)
-    return next((checkpoint for checkpoint in found if _is_whole(checkpoint)), None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    marker = checkpoint / WHOLE
-    if not marker.is_file():
-        return False
-    sizes: dict[str, int] = json.loads(marker.read_text())
-    return all((checkpoint / n).is_file() and (checkpoint / n).stat().st_size == s for n, s in sizes.items())
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

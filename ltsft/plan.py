@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ltsft import scoring, train
 from ltsft.config import Project
 from ltsft.errors import ConfigError
 from ltsft.method_recipes import LT_SFT
@@ -31,6 +30,12 @@ __all__ = [
     "make_plan",
     "task_subject",
 ]
+
+TRAINING = 2
+"""Version of `ltsft.train` and what it uses, part of every key: raised when the same inputs would give another SFT."""
+
+SCORING = 3
+"""Version of `ltsft.scoring` and of all that it uses, part of the key of every cell: raised likewise."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
     recipe = project.recipes["language"]
     for code, language in project.languages.items() if method.has_languages else ():
         parts = {
-            "procedure": train.VERSION,
+            "procedure": TRAINING,
             "language": code,
             "base": {**encoder, "head": prints.head},
             "text": prints.of(language.text),
@@ -246,7 +251,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
         def add_task(data: Mapping[str, LabelledData], language: str, seed: int, *, is_supervised: bool) -> str:
             subject = task_subject(name, language, seed)  # noqa: B023 - called in the same turn of the loop
             parts = {
-                "procedure": train.VERSION,
+                "procedure": TRAINING,
                 "target_task": name,  # noqa: B023
                 "objective": target.objective,  # noqa: B023
                 "labels": list(target.labels),  # noqa: B023
@@ -273,7 +278,7 @@ def products(project: Project, prints: Fingerprints) -> list[Product]:
         for code, test in target.test.items():
             needs = [*languages_of([code]), *sources, *([supervised[code]] if code in supervised else [])]
             parts = {
-                "procedure": scoring.VERSION,
+                "procedure": SCORING,
                 "language": code,
                 "target_task": name,
                 "base": {**encoder, "head": prints.head},

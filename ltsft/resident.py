@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import ModuleType
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ltsft.base import encoder_parameters
 from ltsft.errors import CompositionError
@@ -28,6 +28,9 @@ from ltsft.rules import IN_SUCCESSION, RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
 from ltsft.stack import Bottlenecks, bottlenecks_of, check_stacked, stack_of
 from ltsft.weights import weight_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Part", "Resident"]
 

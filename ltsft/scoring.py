@@ -24,8 +24,6 @@ from ltsft.recipe import Precision
 from ltsft.sft import SFT
 
 WHOLE = PartWeights()
-VERSION = 3
-"""Version of the scoring, part of the key of every cell."""
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
 from ltsft.errors import BaseModelError, CompositionError
 from ltsft.fitting import Part
 from ltsft.sft import SFT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["Bottlenecks", "Stack", "bottlenecks_of", "check_stacked", "layers_of", "stack_of"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,14 +27,11 @@ from ltsft.method_recipes import LT_SFT
 from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, autocast, newest_whole_checkpoint, run_phase, write_tensors
+from ltsft.phase import Phase, PhaseResult, autocast, run_phase, write_tensors
 from ltsft.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
 from ltsft.recipe import Phase as PhaseSettings
 from ltsft.recipe import Recipe
 from ltsft.sft import SFT, Diff, Kind
-
-VERSION = 2
-"""Version of the procedure, part of every key: raised when the same inputs would give another SFT."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,6 @@ class Progress:
     iteration: int = 0
 
 
-_PHASES = {"head": 0, "full": 1, "sparse": 3}
 OnProgress = Callable[[Progress], None]
 
 
@@ -335,37 +330,6 @@ class _Iteration:
     def _report(self, stage: str, step: int = 0, steps: int = 0, metrics: Mapping[str, float] | None = None) -> None:
         if self.on_progress is not None and is_first_process():
             self.on_progress(Progress(stage, step, steps, metrics or {}, self.number))
-
-
-def checkpoint_files(folder: Path) -> list[Path]:
-    """List the files that a training in this folder needs to go on elsewhere: whole checkpoints and finished phases.
-
-    What it can make again (packed text, the starting point) is not among them, nor a checkpoint that is still being
-    written.
-    """
-    found = list(folder.glob("[0-9]*-support.safetensors"))
-    for phase in (path for name in _PHASES for path in folder.glob(f"[0-9]*-{name}")):
-        found += [file for file in (phase / "best.safetensors", phase / "done.json") if file.is_file()]
-        checkpoint = newest_whole_checkpoint(phase)
-        if checkpoint is not None:
-            found += [file for file in checkpoint.rglob("*") if file.is_file()]
-    return found
-
-
-def checkpoint_progress(names: Iterable[str]) -> tuple[int, int, float]:
-    """Say how far a training is that has these files (paths in its folder): iteration, phase, step; for comparison."""
-    reached: tuple[int, int, float] = (-1, 0, 0.0)
-    for name in names:
-        top, _, rest = name.partition("/")
-        number, _, what = top.partition("-")
-        if what == "support.safetensors":
-            reached = max(reached, (int(number), 2, 0.0))
-        elif rest == "done.json":
-            reached = max(reached, (int(number), _PHASES[what], math.inf))
-        elif rest.startswith("checkpoint-"):
-            step = rest.partition("/")[0].rpartition("-")[2]
-            reached = max(reached, (int(number), _PHASES[what], float(step)))
-    return reached
 
 
 def derive_seed(*parts: object) -> int:

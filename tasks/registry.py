@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+    from tasks.workspace import Workspace
+
 CANDIDATE, CHAMPION = "candidate", "champion"
 PROJECT, LANGUAGE, TARGET_TASK = "ltsft.project", "ltsft.language", "ltsft.target_task"
 COMPOSITION, RECIPE = "ltsft.composition", "ltsft.recipe"
@@ -250,6 +252,11 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
+
+
+def open_registry(workspace: Workspace) -> Registry:
+    """Open the registry of a project."""
+    return Registry(workspace.tracker, workspace.project.name)
 
 
 def release_subject(slot: Slot) -> str:

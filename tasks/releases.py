@@ -40,8 +40,8 @@ from tasks.registry import (
     TO_VERSION,
     VERDICT,
     Event,
-    Registry,
     Version,
+    open_registry,
     release_subject,
 )
 from tasks.retries import is_service_away
@@ -79,11 +79,6 @@ class Candidate:
     def slot(self) -> Slot:
         """What it answers for."""
         return self.composition.slot
-
-
-def open_registry(workspace: Workspace) -> Registry:
-    """Open the registry of a project."""
-    return Registry(workspace.tracker, workspace.project.name)
 
 
 def wanted_slots(workspace: Workspace, *, language: str | None = None, target_task: str | None = None) -> list[Slot]:

@@ -26,12 +26,13 @@ from typing import Any
 import torch
 
 from ltsft.base import Base, load_base, locate_base
+from ltsft.checkpoints import checkpoint_files
 from ltsft.config import Project, ProjectRef
 from ltsft.errors import InterruptedTraining, LtsftError, ServiceError, TrainingError
 from ltsft.files import save_sft
 from ltsft.processes import is_first_process, join_processes, send_files
 from ltsft.sources import ensure_local
-from ltsft.train import OnProgress, Progress, checkpoint_files, train_sft
+from ltsft.train import OnProgress, Progress, train_sft
 from tasks.nodes import LOOK_SECONDS, Meeting, await_stop, pass_on_stop
 
 JOB, STOP, REFUSED, ERRORS = "job.json", "stop", "refused", "processes.log"

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 
 from ltsft.augmentation import check_augmentations
 from ltsft.base import Base, load_base, locate_base
@@ -136,6 +134,8 @@ class Workspace:
         checkpoints = Checkpoints(self.bucket, key, self.working_folder(step), check=partial(self.check_claim, key))
         number = checkpoints.restore()
         if number is not None:
+            from prefect.logging import get_run_logger
+
             get_run_logger().info("%s goes on from checkpoint %d of an earlier attempt", step.product.subject, number)
         with checkpoints:
             yield
@@ -193,6 +193,8 @@ class Workspace:
 
     def open_run(self, step: Step, *, recipe: dict[str, object] | None = None) -> RunHandle:
         """Open the MLflow run of a product, or go on with the one that a kill left open."""
+        from prefect.runtime import flow_run  # prefect takes seconds, which showing what is released needs not
+
         product = step.product
         parents = {need: self.run_of(need) or "" for need in product.needs}
         facts = {"language": product.language, "target_task": product.target_task, "seed": product.seed}

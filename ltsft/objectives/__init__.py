@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Generator, Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import Base
 from ltsft.labelled_measures import Sentence
 from ltsft.named_source import Source
 from ltsft.sources import OnError
 from ltsft.target_task import TargetTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Belief = tuple[float, Tensor]
 """What a model believes: a weight and log-probabilities, (items, outcomes), of the answers to each item."""

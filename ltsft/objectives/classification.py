@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.augmentation import spliced, words_by_marks
 from ltsft.base import Base
@@ -25,6 +24,9 @@ from ltsft.objectives.token_classification import most_frequent
 from ltsft.records import RECORDS, read_records
 from ltsft.sources import OnError, RowError
 from ltsft.target_task import TargetTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COLUMNS = {"text": "text", "label": "label"}
 """What the columns are called unless the project file says otherwise; `pair`, the second text, has no default."""

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.augmentation import spliced
 from ltsft.base import Base
@@ -23,12 +22,16 @@ from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
 from ltsft.named_source import Source
 from ltsft.objectives import Belief, Evaluation
-from ltsft.objectives.biaffine import BiaffineParser, new_parser
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, Row, read_rows
 from ltsft.target_task import TargetTask
 from ltsft.trees import best_tree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ltsft.objectives.biaffine import BiaffineParser
 
 IGNORE = -100
 RELATIONS = (
@@ -129,6 +132,8 @@ class DependencyParsing:
     @classmethod
     def new_model(cls, base: Base, labels: Sequence[str], *, seed: int) -> PreTrainedModel:
         """Load the base with a new parser's head."""
+        from ltsft.objectives.biaffine import new_parser  # loads transformers with its models
+
         return new_parser(base, labels, seed=seed)
 
     @classmethod
@@ -233,7 +238,7 @@ class DependencyParsing:
 
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Score all heads, and the relations to the gold heads: (batch, words, words + 1), (words, relations)."""
-        return self._scores(cast(BiaffineParser, model), batch)
+        return self._scores(cast("BiaffineParser", model), batch)
 
     def beliefs(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor], stretches: Tensor) -> list[Belief]:
         """Give the log-probabilities of the heads of each word, and of the relations to its gold head."""
@@ -286,7 +291,7 @@ class DependencyParsing:
 
         Outcomes are (words with the right head and relation, words).
         """
-        parser = cast(BiaffineParser, model)
+        parser = cast("BiaffineParser", model)
         device = next(model.parameters()).device
         counted: dict[int, tuple[int, int, int]] = {}
         loss = 0.0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
-from seqeval.metrics.sequence_labeling import get_entities
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from ltsft.columns import TaggedRow, read_tagged
 from ltsft.labelled_measures import Sentence
@@ -19,6 +17,9 @@ from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.token_classification import IGNORE, TaggedPiece, TokenClassification
 from ltsft.sources import OnError
 from ltsft.target_task import TargetTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OUTSIDE = "O"
 
@@ -124,6 +125,8 @@ class NamedEntities(TokenClassification):
 
 def entity_evaluation(sentences: Sequence[tuple[list[str], list[str]]], *, loss: float) -> Evaluation:
     """Count entities by sentence, each (gold labels, found labels), and put together F1, precision and recall."""
+    from seqeval.metrics.sequence_labeling import get_entities  # loads sklearn
+
     outcomes = []
     hits = looked_for = found = 0
     for gold, answer in sentences:

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.augmentation import spliced, words_by_marks
 from ltsft.base import Base
@@ -25,6 +24,9 @@ from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.records import Record, read_records
 from ltsft.sources import OnError, RowError
 from ltsft.target_task import TargetTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COLUMNS = {"question": "question", "context": "context", "answers": "answers"}
 OVERLAP = 0.33

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from ltsft.base import Base
 from ltsft.errors import CompositionError
@@ -19,6 +17,9 @@ from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sft import SFT
 from ltsft.sources import RowError
 from ltsft.target_task import TargetTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OBJECTIVES: dict[str, type[TargetObjective]] = {
     "pos": TokenClassification,

@@ -99,7 +99,7 @@ def roll_back(file: str) -> list[int | None]:
 
 
 def state(file: str) -> dict[str, Any]:
-    registry = releases.open_registry(open_workspace(ProjectRef(file=file, overrides=LOOSE)))
+    registry = registering.open_registry(open_workspace(ProjectRef(file=file, overrides=LOOSE)))
     versions = registry.versions(SLOT)
     return {
         "champion": registry.champion(SLOT),
@@ -111,7 +111,7 @@ def state(file: str) -> dict[str, Any]:
 def forget(file: str) -> None:
     """Delete the registered model and the records of its releases."""
     workspace = open_workspace(ProjectRef(file=file, overrides=LOOSE))
-    tracker, name = workspace.tracker, releases.open_registry(workspace).name_of(SLOT)
+    tracker, name = workspace.tracker, registering.open_registry(workspace).name_of(SLOT)
     tracker.client.delete_registered_model(name)
     for run in tracker.search(f"tags.`ltsft.subject` = 'release {SLOT}'"):
         tracker.client.delete_run(run.info.run_id)

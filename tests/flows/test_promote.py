@@ -19,8 +19,7 @@ from ltsft.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
-from tasks.registry import ROLLED_BACK, Registry
-from tasks.releases import open_registry
+from tasks.registry import ROLLED_BACK, Registry, open_registry
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration

@@ -249,7 +249,7 @@ def described(project: Project) -> Fingerprints:
 def test_keys_of_lt_sft_are_what_they_were_before_there_were_methods() -> None:
     project = load_project(CONFIGS / "toy_tasks.yaml", check_files=False, data_root="/nowhere")
     keys = {product.subject: product.key for product in products(project, described(project))}
-    # as ltsft made them before; another procedure (train.VERSION, scoring.VERSION) makes others
+    # as ltsft made them before; another procedure (TRAINING, SCORING) makes others
     assert keys["language qae"] == "0dd2e6b012718d27c455ca8dc49f897bcd5fc4f38e36e46db2add6e9aaaba365"
     assert keys["task pos qaa seed 1"] == "59d61275134761e1cc6d32c23dc2faca38762342474ae2e3027617f4b534b816"
     assert keys["cell pos qae"] == "b4e2c965339f214bdfc03562ba9803976b3f817648ca3d06b4bf726b04db4056"
