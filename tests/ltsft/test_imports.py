@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -101,3 +103,13 @@ def test_the_checker_sees_an_arrow_that_points_back(tmp_path: Path) -> None:
     file.write_text("import mlflow.tracking\ndef f():\n    from flows.retrain import retrain\n", encoding="utf-8")
     assert rooms(file) == {"mlflow", "flows"}
     assert rooms(file, at_once_only=True) == {"mlflow"}
+
+
+def test_reading_a_project_and_what_is_released_waits_for_no_transformers_and_no_prefect() -> None:
+    code = "import sys, tasks.live, ltsft.methods.registry, ltsft.objectives.registry; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"transformers", "datasets", "prefect", "mlflow", "sklearn", "matplotlib"}
