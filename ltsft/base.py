@@ -248,7 +248,7 @@ def _from_pretrained(
     auto_class: str, id: str, revision: str | None, **options: Any
 ) -> tuple[PreTrainedModel, set[str]]:
     """Load a model; give it with the names of the weights that the files lack."""
-    import transformers  # takes seconds with its models, which reading a project or a release needs not
+    import transformers  # with its models it takes seconds; reading a project or a release does without
 
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(

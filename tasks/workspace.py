@@ -193,7 +193,7 @@ class Workspace:
 
     def open_run(self, step: Step, *, recipe: dict[str, object] | None = None) -> RunHandle:
         """Open the MLflow run of a product, or go on with the one that a kill left open."""
-        from prefect.runtime import flow_run  # prefect takes seconds, which showing what is released needs not
+        from prefect.runtime import flow_run  # prefect takes seconds; showing what is released does without
 
         product = step.product
         parents = {need: self.run_of(need) or "" for need in product.needs}
