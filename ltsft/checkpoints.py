@@ -20,14 +20,11 @@ def newest_checkpoint(folder: Path) -> str | None:
 
     Trainer counts checkpoints to keep two; a torn one that stays would push out a whole one.
     """
-    newest = None
-    found = sorted(folder.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
+    for checkpoint in folder.glob("checkpoint-*"):
         if not _is_whole(checkpoint):
             shutil.rmtree(checkpoint, ignore_errors=True)
-        elif newest is None:
-            newest = str(checkpoint)
-    return newest
+    newest = _newest_whole(folder)
+    return None if newest is None else str(newest)
 
 
 def _newest_whole(folder: Path) -> Path | None:

@@ -329,7 +329,7 @@ def _field_problems(error: PydanticError, root: str) -> list[str]:
 
 def _is_missing_below(item: Any, root: str) -> bool:
     cause = item.get("ctx", {}).get("error")
-    return isinstance(cause, MissingDataError) and f" {root}/" in str(cause)
+    return isinstance(cause, MissingDataError) and cause.location.startswith(f"{root}/")
 
 
 class ProjectRef(Frozen):

@@ -15,7 +15,11 @@ HUB_OPTIONS = ("split", "name", "revision")
 
 
 class MissingDataError(ValueError):
-    """A local file or folder of data is not there."""
+    """A local file or folder of data is not there; `location` says where it was looked for."""
+
+    def __init__(self, kind: str, location: str, root: str) -> None:
+        super().__init__(f"there is no {kind} {location}; mend the path or set data_root (now {root})")
+        self.location = location
 
 
 class Frozen(BaseModel):
@@ -58,7 +62,7 @@ class Source(Frozen):
         location = _join(root, location)
         is_missing = "://" not in location and value.get("origin") is None and not Path(location).is_file()
         if context.get("check_files") and is_missing:
-            raise MissingDataError(f"there is no file {location}; mend the path or set data_root (now {root})")
+            raise MissingDataError("file", location, root)
         return {"scheme": scheme, "location": location, "origin": value.get("origin")}
 
     @property
@@ -90,7 +94,7 @@ def _hub_location(location: str, root: str, context: Mapping[str, Any]) -> str:
     if path.startswith(("/", "./", "../")):
         path = _join(root, path)
         if context.get("check_files") and not Path(path).is_dir():
-            raise MissingDataError(f"there is no folder {path}; mend the path or set data_root (now {root})")
+            raise MissingDataError("folder", path, root)
     elif not re.fullmatch("[0-9a-f]{40}", options.get("revision", "")):
         raise ValueError(
             "a data set of the hub is named with the commit that it is read at, as &revision= and 40 hex digits; "
