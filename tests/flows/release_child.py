@@ -31,8 +31,6 @@ from tasks.tracking import Tracker  # noqa: E402
 from tasks.workspace import Workspace, open_workspace  # noqa: E402
 
 SLOT = Slot("bb", "pos")
-LOOSE = ("gates.release.min_score=0.0", "gates.release.min_over_majority=-1.0")
-"""The tiny project hardly learns."""
 PROMOTION_POINTS = [
     (promotion, "open_promotion"),
     (releases, "log_model"),
@@ -86,20 +84,16 @@ def weighted(weight: float) -> None:
 
 def promote(file: str, weight: float = 1.0) -> str:
     weighted(weight)
-    workspace = open_workspace(ProjectRef(file=file, overrides=LOOSE))
+    workspace = open_workspace(ProjectRef(file=file))
     return promotion.promote_slot(workspace, SLOT, reason="test", who="tester", again=False)
 
 
 def roll_back(file: str) -> list[int | None]:
-    return list(
-        rollbacks.roll_back.fn(
-            open_workspace(ProjectRef(file=file, overrides=LOOSE)), SLOT, to=None, reason="bad", who="me"
-        )
-    )
+    return list(rollbacks.roll_back.fn(open_workspace(ProjectRef(file=file)), SLOT, to=None, reason="bad", who="me"))
 
 
 def state(file: str) -> dict[str, Any]:
-    registry = registering.open_registry(open_workspace(ProjectRef(file=file, overrides=LOOSE)))
+    registry = registering.open_registry(open_workspace(ProjectRef(file=file)))
     versions = registry.versions(SLOT)
     return {
         "champion": registry.champion(SLOT),
@@ -110,7 +104,7 @@ def state(file: str) -> dict[str, Any]:
 
 def forget(file: str) -> None:
     """Delete the registered model and the records of its releases."""
-    workspace = open_workspace(ProjectRef(file=file, overrides=LOOSE))
+    workspace = open_workspace(ProjectRef(file=file))
     tracker, name = workspace.tracker, registering.open_registry(workspace).name_of(SLOT)
     tracker.client.delete_registered_model(name)
     for run in tracker.search(f"tags.`ltsft.subject` = 'release {SLOT}'"):
@@ -151,7 +145,7 @@ def warm_up(file: str) -> None:
     import mlflow.pyfunc  # noqa: F401
     from mlflow.models import ModelSignature  # noqa: F401
 
-    base = ProjectRef(file=file, overrides=LOOSE).load().base
+    base = ProjectRef(file=file).load().base
     from tasks.workspace import _load_base
 
     assert _load_base(base.id, base.revision).ref

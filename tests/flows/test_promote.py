@@ -24,8 +24,6 @@ from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 SLOT = Slot("bb", "pos")
-LOOSE = ("--set", "gates.release.min_score=0.01", "--set", "gates.release.min_over_majority=-1")
-"""The tiny project hardly learns."""
 Open = Callable[[Path], Workspace]
 
 
@@ -69,7 +67,7 @@ def registry_of(opened: Open, file: Path) -> Registry:
 def test_promote_releases_what_passes_with_a_real_canary_and_anybody_can_load_it(
     ltsft: Callable[..., Any], changeable_project: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = ltsft("promote", "bb", "pos", "--why", "the first", *LOOSE)
+    done = ltsft("promote", "bb", "pos", "--why", "the first")
     assert done.exit_code == 0, done.output
     assert "pos bb: version 1 is live (nothing was before)" in done.stdout
 
@@ -97,7 +95,7 @@ def test_promote_releases_what_passes_with_a_real_canary_and_anybody_can_load_it
     assert not list(model.rglob("*.pkl"))
     assert not list(model.rglob("*.safetensors")), "the recipe is kept, not a copy of the base"
 
-    again = ltsft("promote", "bb", "pos", *LOOSE)
+    again = ltsft("promote", "bb", "pos")
     assert "version 1 is live already" in again.stdout
     assert len(registry.events(SLOT)) == 1
 
@@ -161,7 +159,7 @@ def test_rollbacks_go_back_one_version_each_and_what_was_rolled_back_stays_out(
 ) -> None:
     for weight in (1.0, 0.9, 0.8):
         another_composition(weight)
-        assert ltsft("promote", "bb", "pos", *LOOSE).exit_code == 0
+        assert ltsft("promote", "bb", "pos").exit_code == 0
     registry = registry_of(opened, changeable_project)
     assert registry.champion(SLOT) == 3
 
@@ -173,10 +171,10 @@ def test_rollbacks_go_back_one_version_each_and_what_was_rolled_back_stays_out(
     assert registry.champion(SLOT) == 1
     assert {v.number for v in registry.versions(SLOT) if ROLLED_BACK in v.tags} == {2, 3}
 
-    kept_out = ltsft("promote", "bb", "pos", *LOOSE)
+    kept_out = ltsft("promote", "bb", "pos")
     assert kept_out.exit_code == 1
     assert "was rolled back; make a better one, or say --again" in kept_out.stderr
-    assert ltsft("promote", "bb", "pos", "--again", *LOOSE).exit_code == 0
+    assert ltsft("promote", "bb", "pos", "--again").exit_code == 0
     assert registry.champion(SLOT) == 3
     wrong = ltsft("rollback", "bb", "pos", "--to", "9")
     assert "versions that were live before 3 are 1, 2" in wrong.stderr
@@ -265,7 +263,7 @@ def test_exports_and_bundles_come_from_the_command(
     not_live = ltsft("export", "bb", "pos", "--to", "hf", str(tmp_path / "hf"))
     assert "pos bb (not released)" in not_live.stdout
     assert AutoModelForTokenClassification.from_pretrained(tmp_path / "hf").config.id2label[0] == "NOUN"
-    assert ltsft("promote", "bb", "pos", *LOOSE).exit_code == 0
+    assert ltsft("promote", "bb", "pos").exit_code == 0
     assert "1 releases to" in ltsft("bundle", str(tmp_path / "bundle")).stdout
     assert (
         "has no version 7; there are 1"

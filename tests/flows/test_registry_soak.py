@@ -33,7 +33,6 @@ from tasks.serving import RegistrySource
 from tasks.workspace import Workspace, open_workspace
 
 SLOTS = [Slot(code, "pos") for code in ("aa", "bb", "cc")]
-LOOSE = ("gates.release.min_score=0.0", "gates.release.min_over_majority=-1.0", "gates.release.max_drop=1.0")
 CONNECTIONS, REFRESH_SECONDS, LAG_SECONDS = 8, 0.3, 20.0
 NOTED_SECONDS = 60.0
 """A move is noted once it was made; a server may have seen it by then. Beside other work a move takes many seconds."""
@@ -65,7 +64,7 @@ class Releasing:
             return made.model_copy(update={"parts": parts})
 
         monkeypatch.setattr(promotion, "compose_recipe", other)
-        self.workspace = open_workspace(ProjectRef(file=str(file), overrides=LOOSE))
+        self.workspace = open_workspace(ProjectRef(file=str(file)))
         self._random = random.Random(0)
         self.history: dict[Slot, list[Move]] = {slot: [] for slot in SLOTS}
         self.keys: dict[tuple[Slot, int], str] = {}

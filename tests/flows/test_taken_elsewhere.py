@@ -28,8 +28,6 @@ from tasks.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
 SLOT = Slot("bb", "pos")
-LOOSE = ("gates.release.min_score=0.01", "gates.release.min_over_majority=-1")
-"""The tiny project hardly learns."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def released(
     file = finished_project_in(tmp_path_factory.mktemp("released") / "project")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
-        ref = ProjectRef(file=str(file), overrides=LOOSE)
+        ref = ProjectRef(file=str(file))
         state = promotion.promote(ref, language="bb", target_task="pos", return_state=True)
     assert state.is_completed(), state.message
     return file
