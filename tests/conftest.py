@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -145,10 +146,35 @@ def _conllu(sentences: list[list[tuple[str, str]]]) -> str:
     return "".join(blocks)
 
 
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Make a folder once for all workers: the first that asks makes it, the others wait for it."""
+    mine = tmp_path_factory.getbasetemp()
+    root = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # left by a worker that failed
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(once: Once) -> Path:
     """A folder with a tiny, untrained BERT and its tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
+    return once("base", _make_base)
+
+
+def _make_base(folder: Path) -> None:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -177,7 +203,6 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     BertForMaskedLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -193,19 +218,29 @@ def tiny_project_in(tiny_base: Path) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def finished_project(prefect_server: None, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny project once run to its end; for reading. `changeable_project` is a copy to change and run again."""
-    file = _write_project(tmp_path_factory.mktemp("finished"), tiny_base)
-    project = yaml.safe_load(file.read_text(encoding="utf-8"))
-    labelled = {"train": "conllu:cc-train.conllu", "dev": "conllu:cc-dev.conllu"}
-    project["target_tasks"]["pos"]["supervised"] = {"cc": labelled}
-    file.write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
-    from flows.retrain import retrain
-    from ltsft.config import ProjectRef
+def finish(tiny_base: Path, request: pytest.FixtureRequest) -> Callable[[Path], None]:
+    """Write the tiny project into an empty folder and run it to its end, with this worker's Prefect server."""
 
-    state = retrain(ProjectRef(file=str(file)), return_state=True)
-    assert state.is_completed(), state.message
-    return file
+    def finish_in(folder: Path) -> None:
+        request.getfixturevalue("prefect_server")
+        file = _write_project(folder, tiny_base)
+        project = yaml.safe_load(file.read_text(encoding="utf-8"))
+        labelled = {"train": "conllu:cc-train.conllu", "dev": "conllu:cc-dev.conllu"}
+        project["target_tasks"]["pos"]["supervised"] = {"cc": labelled}
+        file.write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
+        from flows.retrain import retrain
+        from ltsft.config import ProjectRef
+
+        state = retrain(ProjectRef(file=str(file)), return_state=True)
+        assert state.is_completed(), state.message
+
+    return finish_in
+
+
+@pytest.fixture(scope="session")
+def finished_project(once: Once, finish: Callable[[Path], None]) -> Path:
+    """The tiny project once run to its end; for reading. `changeable_project` is a copy to change and run again."""
+    return once("finished", finish) / "tiny.yaml"
 
 
 @pytest.fixture(scope="session")

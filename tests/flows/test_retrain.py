@@ -33,6 +33,14 @@ SUBJECTS = {
 }
 
 
+@pytest.fixture(scope="session")
+def finished_project(finish: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run it here rather than take what another worker ran: its flow runs are looked for in this worker's server."""
+    folder = tmp_path_factory.mktemp("finished")
+    finish(folder)
+    return folder / "tiny.yaml"
+
+
 @pytest.fixture
 def finished(finished_project: Path, opened: Open) -> Workspace:
     return opened(finished_project)
