@@ -7,6 +7,7 @@ Prefect is left out: the steps are those of the flows, called as plain functions
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -149,6 +150,7 @@ def warm_up(file: str) -> None:
     from tasks.workspace import _load_base
 
     assert _load_base(base.id, base.revision).ref
+    gc.freeze()  # a flow collects garbage after each product
 
 
 def say(**what: Any) -> None:

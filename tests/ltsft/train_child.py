@@ -6,6 +6,7 @@ SIGKILL at its place, as an eviction would do it. What each attempt reported sta
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -91,6 +92,7 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the attempts of each job one after the other."""
+    gc.freeze()  # the trainer collects garbage before each phase
     for job in json.loads(Path(sys.argv[1]).read_text()):
         folder = Path(job["folder"])
         folder.mkdir(parents=True, exist_ok=True)
