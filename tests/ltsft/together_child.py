@@ -5,6 +5,7 @@ The first of them writes the SFT, and `exchanged.json`: for each phase, the byte
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,7 @@ def count_exchanged() -> dict[str, int]:
 
 def main() -> None:
     """Train as the job says."""
+    gc.freeze()  # the trainer collects garbage before each phase
     job = json.loads(Path(sys.argv[1]).read_text())
     rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     counted, exchanged = count_exchanged(), {}
