@@ -92,7 +92,7 @@ def _main() -> None:
 
     quiet_services()
     asked = json.load(sys.stdin)
-    from tasks.tracking import predict_rows
+    from tasks.pyfunc import predict_rows
 
     print(json.dumps({"answers": predict_rows(asked["uri"], asked["rows"])}))
 

@@ -15,6 +15,7 @@ from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
 from ltsft.serving.readers import READERS
+from tasks.pyfunc import save_pyfunc
 from tasks.registry import MODEL
 from tasks.runs import RunHandle
 from tasks.training import labelled_rows
@@ -86,15 +87,16 @@ def log_model(workspace: Workspace, composition: Composition, run: RunHandle) ->
         recipe = Path(folder, COMPOSITION_FILE)
         recipe.write_text(composition.to_json(), encoding="utf-8")
         model = Path(folder, MODEL)
-        workspace.tracker.save_model(
-            model,
-            code=Path(__file__).with_name("composed_model.py"),
-            artifacts={"composition": str(recipe)},
-            example=_example(workspace, composition.slot),
-            inputs=READERS[composition.objective].inputs,
-            outputs=READERS[composition.objective].outputs,
-            metadata={"composition": composition.key, "base_fingerprint": composition.base.fingerprint},
-        )
+        with workspace.tracker.service("write a model"):
+            save_pyfunc(
+                model,
+                code=Path(__file__).with_name("composed_model.py"),
+                artifacts={"composition": str(recipe)},
+                example=_example(workspace, composition.slot),
+                inputs=READERS[composition.objective].inputs,
+                outputs=READERS[composition.objective].outputs,
+                metadata={"composition": composition.key, "base_fingerprint": composition.base.fingerprint},
+            )
         run.log_folder(model, MODEL)
 
 

@@ -14,7 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 KEY, KIND, SUBJECT, BASE, PARENTS = "ltsft.key", "ltsft.kind", "ltsft.subject", "ltsft.base", "ltsft.parents"
 PARTS, FAILURE, FAILURE_TYPE, ATTEMPTS = "ltsft.parts", "ltsft.failure", "ltsft.failure_type", "ltsft.attempts"
@@ -59,6 +62,24 @@ class Record:
     start: datetime
     end: datetime
 
+    @classmethod
+    def of(cls, run: Run) -> Record:
+        """Read it from a run."""
+        tags = dict(run.data.tags)
+        return cls(
+            run_id=run.info.run_id,
+            key=tags.get(KEY, ""),
+            kind=tags.get(KIND, ""),
+            subject=tags.get(SUBJECT, ""),
+            parts=json.loads(join_text(PARTS, tags) or "{}"),
+            metrics=dict(run.data.metrics),
+            params=dict(run.data.params),
+            tags={name: value for name, value in tags.items() if not name.startswith(PARTS)},
+            artifact_uri=run.info.artifact_uri,
+            start=from_milliseconds(run.info.start_time),
+            end=from_milliseconds(run.info.end_time),
+        )
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -70,6 +91,19 @@ class Failure:
     reason: str
     error_type: str
     end: datetime
+
+    @classmethod
+    def of(cls, run: Run) -> Failure:
+        """Read it from a run."""
+        tags = run.data.tags
+        return cls(
+            run_id=run.info.run_id,
+            key=tags.get(KEY, ""),
+            subject=tags[SUBJECT],
+            reason=tags.get(FAILURE, ""),
+            error_type=tags.get(FAILURE_TYPE, ""),
+            end=from_milliseconds(run.info.end_time),
+        )
 
 
 @dataclass(frozen=True)

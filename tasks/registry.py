@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from ltsft.errors import ReleaseError, ServiceError
 from ltsft.release import ComposedPart, Composition, Release, Slot, parse_composition
+from tasks.database import patiently
 from tasks.records import KIND, SUBJECT, from_milliseconds, join_text, split_text
-from tasks.tracking import Tracker, patiently
+from tasks.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -171,13 +172,8 @@ class Registry:
             uri = self._client.get_run(run_id).info.artifact_uri
             recipe = split_text(RECIPE, composition.to_json())
             all_tags = {**tags, **recipe, COMPOSITION: composition.key}
-            made: list[ModelVersion] = []
-            patiently(
-                lambda: made.append(
-                    self._client.create_model_version(name, f"{uri}/{MODEL}", run_id=run_id, tags=all_tags)
-                )
-            )
-        return _version(made[0])
+            create = partial(self._client.create_model_version, name, f"{uri}/{MODEL}", run_id=run_id, tags=all_tags)
+            return _version(patiently(create))
 
     def describe(self, version: Version, text: str) -> None:
         """Set what the page of a version shows."""
@@ -248,7 +244,7 @@ class Registry:
 
         tags = {PROJECT: self._project, LANGUAGE: slot.language, TARGET_TASK: slot.target_task}
         try:
-            self._client.create_registered_model(self.name_of(slot), tags=tags)
+            patiently(partial(self._client.create_registered_model, self.name_of(slot), tags=tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -1,4 +1,4 @@
-"""Everything that exists is a run in MLflow. This file imports mlflow, the registry beside it, and the logged model.
+"""Everything that exists is a run in MLflow.
 
 A *product* (an SFT, a cell, a matrix) is a run with the tag ``ltsft.key``; a FINISHED run says that the product exists.
 `Tracker` talks to MLflow through `MlflowClient` alone: no global state, safe from several threads and processes.
@@ -9,18 +9,17 @@ A *product* (an SFT, a cell, a matrix) is a run with the tag ``ltsft.key``; a FI
 
 Errors of MLflow, of its database and of its artifact store leave this file as `ServiceError`. Retries on network
 trouble are MLflow's own (``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` and friends, see docs/mlflow.md); a busy database is
-waited for here. mlflow is imported when the first `Tracker` is made: it takes seconds, and reads the environment.
+waited for (`tasks.database`). mlflow is imported when the first `Tracker` is made: it takes seconds, and reads the
+environment.
 """
 
 from __future__ import annotations
 
-import gc
-import json
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -31,10 +30,9 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from ltsft.errors import LtsftError, ServiceError
+from tasks.database import create_sqlite, no_collection, patiently
 from tasks.records import (
     ATTEMPTS,
-    FAILURE,
-    FAILURE_TYPE,
     FLOW_RUN,
     KEY,
     KIND,
@@ -48,9 +46,7 @@ from tasks.records import (
     canonical_json,
     cut_tags,
     flatten_params,
-    from_milliseconds,
     git_tags,
-    join_text,
     split_text,
     user_name,
 )
@@ -105,7 +101,7 @@ class Tracker:
             **git_tags(Path.cwd(), git_commit),
         }
         with self.service(f"open experiment {experiment!r}"):
-            _create_sqlite(tracking_uri)
+            create_sqlite(tracking_uri)
             from mlflow import MlflowClient
 
             self.client = MlflowClient(tracking_uri=tracking_uri)
@@ -186,12 +182,10 @@ class Tracker:
         with self.service(f"open the run {name!r}"):
             unfinished = self._unfinished(key)
             if unfinished is None:
-                run_id = self.client.create_run(
-                    self.experiment_id, tags=cut_tags({**all_tags, ATTEMPTS: "1"}), run_name=name
-                ).info.run_id
+                run_id = self._create_run(name, {**all_tags, ATTEMPTS: "1"})
             else:
                 run_id = unfinished.info.run_id
-                self.client.update_run(run_id, status="RUNNING", name=name)
+                patiently(partial(self.client.update_run, run_id, status="RUNNING", name=name))
                 all_tags[ATTEMPTS] = str(int(unfinished.data.tags.get(ATTEMPTS, "1")) + 1)
                 flat = _missing(flat, unfinished.data.params)
                 self.write(run_id, tags=all_tags)
@@ -213,7 +207,7 @@ class Tracker:
                 max_results=1,
                 order_by=["attributes.end_time DESC"],
             )
-        return _record(runs[0]) if runs else None
+        return Record.of(runs[0]) if runs else None
 
     def records(self, *, kind: str | None = None) -> list[Record]:
         """List every product that exists, newest first: one query, read in pages.
@@ -234,7 +228,7 @@ class Tracker:
             )
             if not is_fresh:
                 self._known, self._read_at = {}, time.monotonic()
-            self._known.update({run.info.run_id: _record(run) for run in found})
+            self._known.update({run.info.run_id: Record.of(run) for run in found})
             known = sorted(self._known.values(), key=lambda record: record.end, reverse=True)
         return [record for record in known if kind is None or record.kind == kind]
 
@@ -249,7 +243,7 @@ class Tracker:
         for record in (self.records() if records is None else records) if failed else ():
             newest[record.subject] = max(record.end, newest.get(record.subject, record.end))
         found: dict[str, Failure] = {}
-        for failure in sorted(map(_failure, failed), key=lambda f: f.end):
+        for failure in sorted(map(Failure.of, failed), key=lambda f: f.end):
             if failure.subject not in newest or failure.end > newest[failure.subject]:
                 found[failure.subject] = failure
         return found
@@ -282,8 +276,7 @@ class Tracker:
                 tags = {**self._source_tags, **child.tags, KIND: child.kind, SUBJECT: child.subject}
                 tags[PARENT_RUN] = parent.run_id
                 if child.name not in ids:
-                    created = self.client.create_run(self.experiment_id, tags=cut_tags(tags), run_name=child.name)
-                    ids[child.name] = created.info.run_id
+                    ids[child.name] = self._create_run(child.name, tags)
                 handle = RunHandle(self, run_id=ids[child.name], name=child.name, is_resumed=child.name in known)
                 there = known[child.name].data.params if child.name in known else {}
                 self.write(handle.run_id, params=_missing(flatten_params(child.params), there))
@@ -322,46 +315,6 @@ class Tracker:
                     with tempfile.TemporaryDirectory(dir=self._cache_folder) as unpacked:
                         Path(fetch(dst_path=unpacked)).replace(_made(target.parent) / target.name)
             return target
-
-    def save_model(
-        self,
-        folder: Path,
-        *,
-        code: Path,
-        artifacts: Mapping[str, str],
-        example: Sequence[Mapping[str, Any]],
-        inputs: Mapping[str, Any],
-        outputs: Mapping[str, Any],
-        metadata: Mapping[str, str],
-    ) -> None:
-        """Write a pyfunc model from code into a folder, to be logged; nothing is pickled, and nothing is loaded.
-
-        Args:
-            folder: to write; must not exist.
-            code: the file that MLflow runs when the model is loaded; a copy goes into the model.
-            artifacts: files that go into the model, by the names that the code knows them by.
-            example: rows of an input example.
-            inputs: columns of what it takes, each with its type, as `ltsft.serving.answers.Reader` has them.
-            outputs: columns of what it gives, likewise.
-            metadata: shown with the model.
-        """
-        with self.service("write a model"):
-            import mlflow.pyfunc
-            import pandas as pd
-            from mlflow.models import ModelSignature
-            from mlflow.types.schema import ColSpec, Schema
-
-            taken = Schema([ColSpec(_column_type(of), name, required=False) for name, of in inputs.items()])
-            given = Schema([ColSpec(_column_type(of), name) for name, of in outputs.items()])
-            mlflow.pyfunc.save_model(
-                folder,
-                python_model=str(code),
-                artifacts=dict(artifacts),
-                signature=ModelSignature(taken, given),
-                input_example=pd.DataFrame(list(example)),
-                pip_requirements=["ltsft"],
-                metadata=dict(metadata),
-            )
 
     def _fetch_from_s3(self, uri: str, run_id: str, artifact_path: str) -> Path:
         folder = _made(self._cache_folder or Path(tempfile.mkdtemp(prefix="ltsft-")))
@@ -435,6 +388,10 @@ class Tracker:
             )
         return str(found.experiment_id)
 
+    def _create_run(self, name: str, tags: Mapping[str, str]) -> str:
+        create = partial(self.client.create_run, self.experiment_id, tags=cut_tags(tags), run_name=name)
+        return str(patiently(create).info.run_id)
+
     def _unfinished(self, key: str) -> Run | None:
         for status in ("RUNNING", "KILLED", "SCHEDULED"):
             runs = self.client.search_runs(
@@ -448,7 +405,7 @@ class Tracker:
         """Read all pages; oldest first, so that runs that are added meanwhile do not shift the pages."""
         runs: dict[str, Run] = {}
         token: str | None = None
-        with self.service("list runs"), _no_collection():
+        with self.service("list runs"), no_collection():
             while True:
                 page = self.client.search_runs(
                     [self.experiment_id],
@@ -463,76 +420,6 @@ class Tracker:
                     return list(runs.values())
 
 
-def predict_rows(uri: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Load a model as any user of MLflow would and have it answer rows; gives a row of plain values for each."""
-    import mlflow.pyfunc
-    import pandas as pd
-
-    model = mlflow.pyfunc.load_model(uri)
-    found: list[dict[str, Any]] = model.predict(pd.DataFrame(list(rows))).to_dict(orient="records")
-    return found
-
-
-def _column_type(of: Any) -> Any:
-    """Give MLflow's type of a column from `str`, `int`, `float`, ``[type]`` or ``{name: type}``."""
-    from mlflow.types.schema import Array, DataType, Object, Property
-
-    if isinstance(of, list):
-        return Array(_column_type(of[0]))
-    if isinstance(of, dict):
-        return Object([Property(name, _column_type(kind)) for name, kind in of.items()])
-    return {str: DataType.string, int: DataType.long, float: DataType.double}[of]
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Put off garbage collection: MLflow makes an object of each metric, parameter and tag, and two thirds of the time
-    of a large query went into looking through them (3,000 runs: 8 s with, 2.7 s without).
-    """
-    paused = gc.isenabled()  # of several threads, only the one that paused it starts it again
-    if paused:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if paused:
-            gc.enable()
-
-
-def _create_sqlite(uri: str) -> None:
-    """Create MLflow's tables in another file, then rename it: nobody sees, and no kill leaves, half a database."""
-    found = re.fullmatch(r"sqlite:///([^?]+)", uri)
-    if not found or found[1] == ":memory:":
-        return
-    database = Path(found[1])
-    if database.exists():
-        return
-    _made(database.parent)
-    with FileLock(f"{database}.lock"):
-        if database.exists():
-            return
-        from mlflow import MlflowClient
-
-        with tempfile.TemporaryDirectory(dir=database.parent, prefix=".mlflow-") as folder:
-            whole = Path(folder) / database.name
-            MlflowClient(tracking_uri=f"sqlite:///{whole}").search_experiments(max_results=1)
-            whole.replace(database)
-
-
-def patiently(action: Callable[[], object]) -> None:
-    """Do it; while the database says it is busy, wait and do it again (each wait twice as long, 31 s in all)."""
-    from mlflow.exceptions import MlflowException
-
-    for attempt in range(_BUSY_RETRIES + 1):
-        try:
-            action()
-            return
-        except MlflowException as error:
-            if error.error_code != "TEMPORARILY_UNAVAILABLE" or attempt == _BUSY_RETRIES:
-                raise
-            time.sleep(2**attempt)
-
-
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -541,32 +428,3 @@ def _made(folder: Path) -> Path:
 def _missing(params: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
     """Give the parameters that a run does not have yet; MLflow refuses to change one."""
     return {name: value for name, value in params.items() if name not in there}
-
-
-def _record(run: Run) -> Record:
-    tags = dict(run.data.tags)
-    return Record(
-        run_id=run.info.run_id,
-        key=tags.get(KEY, ""),
-        kind=tags.get(KIND, ""),
-        subject=tags.get(SUBJECT, ""),
-        parts=json.loads(join_text(PARTS, tags) or "{}"),
-        metrics=dict(run.data.metrics),
-        params=dict(run.data.params),
-        tags={name: value for name, value in tags.items() if not name.startswith(PARTS)},
-        artifact_uri=run.info.artifact_uri,
-        start=from_milliseconds(run.info.start_time),
-        end=from_milliseconds(run.info.end_time),
-    )
-
-
-def _failure(run: Run) -> Failure:
-    tags = run.data.tags
-    return Failure(
-        run_id=run.info.run_id,
-        key=tags.get(KEY, ""),
-        subject=tags[SUBJECT],
-        reason=tags.get(FAILURE, ""),
-        error_type=tags.get(FAILURE_TYPE, ""),
-        end=from_milliseconds(run.info.end_time),
-    )

@@ -168,7 +168,7 @@ def _every_target_task_is_released_and_answers_as_it_was_scored(
 
     from flows.promote import promote
     from tasks import canary
-    from tasks.tracking import predict_rows
+    from tasks.pyfunc import predict_rows
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace.tracker.tracking_uri)
     monkeypatch.setattr(canary, "_ask", lambda uri, _, rows, __: predict_rows(uri, rows))

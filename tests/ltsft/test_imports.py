@@ -16,7 +16,14 @@ FILES = sorted(file for room in ("ltsft", "tasks", "flows") for file in (ROOT / 
 ENTRY_POINTS = {"ltsft/cli.py", "ltsft/cli_experiments.py", "ltsft/cli_release.py"}
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "great_expectations"}
 ONLY_IMPORTERS = {
-    "mlflow": {"tasks/tracking.py", "tasks/runs.py", "tasks/registry.py", "tasks/composed_model.py"},
+    "mlflow": {
+        "tasks/tracking.py",
+        "tasks/database.py",
+        "tasks/runs.py",
+        "tasks/registry.py",
+        "tasks/pyfunc.py",
+        "tasks/composed_model.py",
+    },
     "great_expectations": {"tasks/quality.py"},
     "boto3": {"tasks/storage.py"},
     "botocore": {"tasks/storage.py"},
