@@ -145,7 +145,18 @@ def _read_jsonl(source: Source) -> Found:
         except (ValueError, RecursionError) as error:
             yield number, f"this is not JSON: {error}, in {line[:60]!r}"
             continue
+        if "\\u" in line and not _is_unicode(value):
+            yield number, f"half a surrogate pair is no character, in {line[:60]!r}"
+            continue
         yield number, value if isinstance(value, dict) else f"a JSON object is due, got {_kind(value)}"
+
+
+def _is_unicode(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def _read_parquet(source: Source) -> Found:

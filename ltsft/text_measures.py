@@ -175,7 +175,7 @@ class _CharacterClasses(dict[int, str]):
     def _class_of(self, character: str) -> str:
         if character == "\ufffd":
             return "r"
-        if "\udc80" <= character <= "\udcff":
+        if "\ud800" <= character <= "\udfff":
             return "b"
         category = unicodedata.category(character)
         if category in ("Cc", "Cs", "Co", "Cn"):

@@ -108,12 +108,14 @@ MALFORMED = {
     "tsv": ("a\tb\n1\t2\n1\t2\t3\n4\t5\n", 3, "2 columns are due (a, b), got 3 in '1 | 2 | 3'"),
     "csv": ('a,b\n1,2\n"3\n4"\n5,6\n', 3, "2 columns are due (a, b), got 1 in '3\\n4'"),
     "jsonl": ('{"a": 1}\nnonsense\n{"a": 2}\n', 2, "this is not JSON: "),
+    "jsonl half a pair": ('{"a": "\\ud83d\\ude00"}\n{"a": ["\\ud83d"]}\n{"a": 2}\n', 2, "half a surrogate pair is no"),
 }
 
 
-@pytest.mark.parametrize("scheme", MALFORMED)
-def test_a_malformed_record_is_told_by_line_and_the_others_are_read(scheme: str, tmp_path: Path) -> None:
-    content, line, reason = MALFORMED[scheme]
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_record_is_told_by_line_and_the_others_are_read(case: str, tmp_path: Path) -> None:
+    content, line, reason = MALFORMED[case]
+    scheme = case.split()[0]
     file = tmp_path / "rows"
     file.write_text(content)
     errors: list[RowError] = []

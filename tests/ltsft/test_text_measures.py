@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -206,6 +206,7 @@ def test_an_empty_text_has_no_shares_but_is_measured(tokenizer: PreTrainedTokeni
 
 @settings(max_examples=50, deadline=None)
 @given(lines=st.lists(st.text(st.characters(codec=None), max_size=30), max_size=20))
+@example(lines=["\ud800"])
 def test_any_text_at_all_can_be_measured_and_every_share_is_one(lines: list[str]) -> None:
     inner = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     values = measure(lines, PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")).values
