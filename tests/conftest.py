@@ -240,11 +240,10 @@ def tiny_project_in(tiny_base: Path) -> Callable[[Path], Path]:
 
 
 @pytest.fixture(scope="session")
-def finish(tiny_base: Path, request: pytest.FixtureRequest) -> Callable[[Path], None]:
+def finish(prefect_server: None, tiny_base: Path) -> Callable[[Path], None]:
     """Write the tiny project into an empty folder and run it to its end, with this worker's Prefect server."""
 
     def finish_in(folder: Path) -> None:
-        request.getfixturevalue("prefect_server")
         file = _write_project(folder, tiny_base)
         project = yaml.safe_load(file.read_text(encoding="utf-8"))
         labelled = {"train": "conllu:cc-train.conllu", "dev": "conllu:cc-dev.conllu"}
