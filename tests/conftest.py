@@ -31,16 +31,7 @@ OPEN_GATES = {
 }
 """The tiny project hardly learns, and what it learns differs from one kind of processor to the next."""
 
-
-BEGIN_WITH = ("test_changes.py", "test_target_tasks.py", "test_resume.py", "test_toy_transfer.py")
-"""Files that take longest. The first makes the finished project; while it does, the others need none."""
 _modules_put_aside = 0
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put some files first, for workers that share the files out."""
-    place = {name: number for number, name in enumerate(BEGIN_WITH)}
-    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_runtest_teardown() -> None:
