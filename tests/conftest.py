@@ -29,7 +29,7 @@ OPEN_GATES = {
     "max_sign_conflict": 1.0,
     "max_language_loss_change": 100.0,
 }
-"""The tiny project hardly learns, and what it learns differs from one kind of processor to the next."""
+"""The tiny project hardly learns, so that its releases would be refused by chance."""
 
 _modules_put_aside = 0
 
