@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ltsft.method_recipes import LT_SFT
+from ltsft.default_method import LT_SFT
 from ltsft.methods.registry import METHODS
 from ltsft.sft import SFT
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
 from ltsft.composition import CompositionSettings
+from ltsft.default_method import LT_SFT
 from ltsft.errors import ConfigError
 from ltsft.gates import Gates
-from ltsft.method_recipes import LT_SFT, unknown_methods, work_out_recipes
+from ltsft.method_recipes import unknown_methods, work_out_recipes
 from ltsft.named_source import Frozen, MissingDataError, Source, Sources
 from ltsft.recipe import MethodRecipes, Recipe
 from ltsft.target_task import TargetTask
@@ -70,6 +71,15 @@ class Store(Frozen):
     checkpoint_minutes: float = Field(5.0, gt=0, description="the most work that a kill can cost")
 
 
+def _suits_objective(target: TargetTask) -> TargetTask:
+    from ltsft.objectives.registry import OBJECTIVES  # loads torch, which reading a source need not
+
+    problems = OBJECTIVES[target.objective].problems(target) if target.objective in OBJECTIVES else []
+    if problems:
+        raise ValueError("\n".join(problems))
+    return target
+
+
 class Project(Frozen):
     """A parsed project file."""
 
@@ -79,7 +89,7 @@ class Project(Frozen):
     base: BaseConfig
     languages: dict[str, Language] = Field(min_length=1)
     unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
-    target_tasks: dict[str, TargetTask] = Field({})
+    target_tasks: dict[str, Annotated[TargetTask, AfterValidator(_suits_objective)]] = Field({})
     method: str = Field(LT_SFT, description="how SFTs are learnt")
     methods: dict[str, MethodRecipes] = Field({}, description="what of `recipes` is otherwise for a method")
     recipes: dict[str, Recipe]
@@ -289,6 +299,7 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
     ]
     problems += unknown_methods(raw, known)
+    problems += _unknown_objectives(targets)
     for name, target in targets.items():
         if name not in recipes:
             problems.append(f"recipes.{name}: missing; it says how the SFT of target task {name} is learnt")
@@ -299,6 +310,17 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
                 if code not in languages
             ]
     return problems
+
+
+def _unknown_objectives(targets: Mapping[Any, Any]) -> list[str]:
+    from ltsft.objectives.registry import OBJECTIVES
+
+    named = {name: _as_mapping(target).get("objective") for name, target in targets.items()}
+    return [
+        f"target_tasks.{name}.objective: there is no such objective; allowed are {', '.join(OBJECTIVES)}, got {given!r}"
+        for name, given in named.items()
+        if isinstance(given, str) and given not in OBJECTIVES
+    ]
 
 
 def _as_mapping(value: Any) -> Mapping[Any, Any]:

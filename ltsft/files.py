@@ -33,9 +33,9 @@ from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
 from ltsft.card import write_card
+from ltsft.default_method import LT_SFT
 from ltsft.errors import SFTFileError
 from ltsft.manifest import FORMAT_VERSION, DiffEntry, HeadEntry, Manifest, parse_manifest, seal_manifest
-from ltsft.method_recipes import LT_SFT
 from ltsft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack
 from ltsft.sft import SFT, BaseRef, Diff
 

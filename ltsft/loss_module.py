@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,22 @@ from ltsft.objectives import Objective
 from ltsft.optim import SupportModule
 from ltsft.several import SeveralSources
 
-if TYPE_CHECKING:
-    from ltsft.phase import Phase
-
 _Loaded = namedtuple("_Loaded", "missing_keys unexpected_keys")
 
 
 class LossModule(nn.Module):
     """What Trainer trains: the objective's loss, plus the L1 pull; its state is what is trained alone.
+
+    Args:
+        model: with the parameters below among its own; all others are frozen.
+        objective: gives the loss of a batch.
+        maskable: parameters of which an SFT may hold differences, by name.
+        head: parameters that train whole, by full name.
+        support: strictly increasing flat indices of the weights that may train, by name of the maskable parameter;
+            None lets all of them train.
+        pull_to: values that the L1 penalty pulls to, as `maskable` below; read here if there is a penalty, else when
+            the distance is asked for.
+        l1: weight of the penalty, which is the mean of |theta - theta0| over the maskable weights.
 
     Attributes:
         maskable: what trains of the maskable parameters: whole ones, or the values on their support.
@@ -30,31 +38,41 @@ class LossModule(nn.Module):
         tokens: sub-words since someone last set it to 0.
     """
 
-    def __init__(self, phase: Phase) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        *,
+        maskable: Mapping[str, nn.Parameter],
+        head: Mapping[str, nn.Parameter],
+        support: Mapping[str, Tensor] | None,
+        pull_to: Mapping[str, Tensor],
+        l1: float,
+    ) -> None:
         super().__init__()
-        loss = _Loss(phase.model, phase.objective).requires_grad_(False)
-        for p in phase.head.values():
+        loss = _Loss(model, objective).requires_grad_(False)
+        for p in head.values():
             p.requires_grad_(True)
         self.sparse: SupportModule | None = None
-        self.maskable = dict(phase.maskable)
-        if phase.support is None:
+        self.maskable = dict(maskable)
+        if support is None:
             for p in self.maskable.values():
                 p.requires_grad_(True)
         else:
             names = {id(p): name for name, p in loss.named_parameters()}
-            full = {name: names[id(p)] for name, p in phase.maskable.items()}
-            self.sparse = SupportModule(loss, {full[name]: indices for name, indices in phase.support.items()})
+            full = {name: names[id(p)] for name, p in maskable.items()}
+            self.sparse = SupportModule(loss, {full[name]: indices for name, indices in support.items()})
             values = self.sparse.values
-            self.maskable = {name: values[full[name]] for name in phase.maskable if full[name] in values}
+            self.maskable = {name: values[full[name]] for name in maskable if full[name] in values}
         self._loss: nn.Module = loss if self.sparse is None else self.sparse
-        self.trained = {**self.maskable, **phase.head}
+        self.trained = {**self.maskable, **head}
         self.tokens = 0
-        self._several = phase.objective if isinstance(phase.objective, SeveralSources) else None
-        self._l1 = phase.settings.l1
-        self._weights = sum(p.numel() for p in phase.maskable.values())
-        self._pull_to = phase.pull_to
-        if self._l1:
-            self._pull_to = {name: phase.pull_to[name].to(p.device) for name, p in self.maskable.items()}
+        self._several = objective if isinstance(objective, SeveralSources) else None
+        self._l1 = l1
+        self._weights = sum(p.numel() for p in maskable.values())
+        self._pull_to = pull_to
+        if l1:
+            self._pull_to = {name: pull_to[name].to(p.device) for name, p in self.maskable.items()}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the loss of a batch, with the L1 pull, as Trainer wants it."""

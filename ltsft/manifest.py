@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ltsft.default_method import LT_SFT
 from ltsft.errors import SFTFileError
-from ltsft.method_recipes import LT_SFT
 from ltsft.sft import MAX_PARAMETER_SIZE
 
 FORMAT_VERSION = 2

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ltsft.default_method import LT_SFT
+
 if TYPE_CHECKING:
     from ltsft.methods import Method
 
-__all__ = ["LT_SFT", "unknown_methods", "work_out_recipes"]
-
-LT_SFT = "lt_sft"
-"""The method of the paper, and the default. Keys and files of its SFTs do not name it: they are older than the rest."""
+__all__ = ["unknown_methods", "work_out_recipes"]
 
 _SIZES = frozenset({"density", "size"})
 

@@ -103,7 +103,15 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
     phase.folder.mkdir(parents=True, exist_ok=True)
     begin_phase(phase.objective, phase.name)
     done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
-    module = LossModule(phase)
+    module = LossModule(
+        phase.model,
+        phase.objective,
+        maskable=phase.maskable,
+        head=phase.head,
+        support=phase.support,
+        pull_to=phase.pull_to,
+        l1=phase.settings.l1,
+    )
     if not done.is_file():
         _train(phase, module, report)
         wait_for_all()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ltsft.config import Project
+from ltsft.default_method import LT_SFT
 from ltsft.errors import ConfigError
-from ltsft.method_recipes import LT_SFT
 from ltsft.methods.registry import method_named
 from ltsft.named_source import Source
 from ltsft.recipe import Recipe

@@ -29,7 +29,8 @@ class Sampling(Frozen):
 class TargetTask(Frozen):
     """A target task: its labels, the source languages it is learnt from and the test data of each language.
 
-    What is allowed beyond this (which labels, which schemes, which columns) is for its objective to say.
+    What is allowed beyond this (which labels, which schemes, which columns) is for its objective to say
+    (`TargetObjective.problems`); the project file asks it.
     """
 
     name: str
@@ -45,24 +46,6 @@ class TargetTask(Frozen):
     test: dict[str, Sources]
     dev: dict[str, Sources] = Field({}, description="what weights of compositions may be searched on, by language")
     supervised: dict[str, LabelledData] = Field({})
-
-    @field_validator("objective")
-    @classmethod
-    def _known(cls, objective: str) -> str:
-        from ltsft.objectives.registry import OBJECTIVES  # loads torch, which reading a source need not
-
-        if objective not in OBJECTIVES:
-            raise ValueError(f"there is no such objective; allowed are {', '.join(OBJECTIVES)}")
-        return objective
-
-    @model_validator(mode="after")
-    def _fits_objective(self) -> TargetTask:
-        from ltsft.objectives.registry import OBJECTIVES
-
-        problems = OBJECTIVES[self.objective].problems(self)
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
 
     @field_validator("labels")
     @classmethod

@@ -20,7 +20,7 @@ from ltsft.phase import Phase, run_phase
 from ltsft.recipe import Phase as PhaseSettings
 from ltsft.recipe import Recipe
 from ltsft.sources import read_text
-from ltsft.toy import BASE, BaseSettings, ToyConfig
+from ltsft.toy_config import BASE, BaseSettings, ToyConfig
 from ltsft.toy_grammar import MARKS, ToyLanguage
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

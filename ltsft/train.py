@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
 from ltsft.consistent import drop_first_stage, keep_first_stage
+from ltsft.default_method import LT_SFT
 from ltsft.errors import ConfigError, TrainingError
-from ltsft.method_recipes import LT_SFT
 from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective

@@ -29,10 +29,10 @@ from ltsft.plan import Step, language_subject, task_subject
 from ltsft.sweep import DensitySweep, ScoredCell
 from ltsft.target_task import TargetTask
 from tasks.evaluation import OUTCOMES, target_scorer
+from tasks.preparing import split_examples, target_objective
 from tasks.progress import artifact_key
 from tasks.records import Child, Record, canonical_json
 from tasks.retries import is_service_away
-from tasks.training import split_examples, target_objective
 from tasks.workspace import Workspace
 
 VERSION = 1

@@ -1,6 +1,6 @@
 """The other nodes of a training: they wait for the first one, train with it, and go when it is done.
 
-    JOB_COMPLETION_INDEX=1 LTSFT_FIRST_NODE=HOST python -m tasks.pod       by hand, beside a flow on HOST
+    LTSFT_FIRST_NODE=HOST python -m tasks.joining 1       by hand, beside a flow on HOST; 1 is the index of this node
 
 Nothing here talks to Prefect, MLflow or S3. See tasks/nodes.py for the first node's part.
 """
@@ -22,7 +22,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 
 from ltsft.errors import LtsftError
 from tasks.nodes import ANSWER, FAILED, JOB, LEFT, LOOK_SECONDS, OVER, PARTING_SECONDS, ready
-from tasks.settings import read_settings
+from tasks.settings import quiet_services, read_settings
 from tasks.together import STOP, end_processes, prepare, start_processes
 
 _LOG = logging.getLogger(__name__)
@@ -109,3 +109,8 @@ def _reach(address: str, asked: threading.Event) -> TCPStore | None:
         except (OSError, RuntimeError):  # it has no name yet, or does not train yet
             continue
     return None
+
+
+if __name__ == "__main__":
+    quiet_services()
+    sys.exit(join(int(sys.argv[1])))

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ltsft.default_method import LT_SFT
 from ltsft.matrix import Cell, Matrix, MatrixLanguage
-from ltsft.method_recipes import LT_SFT
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.plan import Plan, Step, cell_subject
 from ltsft.target_task import TargetTask

@@ -10,14 +10,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ltsft.errors import ConflictError, LtsftError, ServiceError
+from tasks.connection import Connection
 from tasks.records import FAILURE, FAILURE_TYPE, NOTE, flatten_params
 from tasks.storage import Bucket, publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from tasks.tracking import Tracker
-
 
 PROXY_BYTES = 100_000_000
 """The largest file that goes through a tracking server."""
@@ -30,9 +28,9 @@ class RunHandle:
     (a verdict), KILLED on anything else, `ServiceError` included (to be resumed).
     """
 
-    def __init__(self, tracker: Tracker, *, run_id: str, name: str, is_resumed: bool) -> None:
+    def __init__(self, connection: Connection, *, run_id: str, name: str, is_resumed: bool) -> None:
         self.run_id, self.name, self.is_resumed = run_id, name, is_resumed
-        self._tracker, self._client = tracker, tracker.client
+        self._connection, self._client = connection, connection.client
         self._logged: dict[str, set[int]] = {}
         self._has_ended = False
         self._lock = threading.Lock()
@@ -47,23 +45,23 @@ class RunHandle:
             metrics: values by name; names have letters, digits and ``_ - . / :``.
             step: optimizer step, or None for a result.
         """
-        with self._lock, self._tracker.service(f"log metrics of {self.name!r}"):
+        with self._lock, self._connection.service(f"log metrics of {self.name!r}"):
             if step is not None:
                 metrics = {name: value for name, value in metrics.items() if step not in self._steps(name)}
-            self._tracker.write(self.run_id, metrics=metrics, step=step)
+            self._connection.write(self.run_id, metrics=metrics, step=step)
             if step is not None:
                 for name in metrics:
                     self._logged[name].add(step)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters that are known only once the run is open; MLflow refuses to change one."""
-        with self._tracker.service(f"log parameters of {self.name!r}"):
-            self._tracker.write(self.run_id, params=flatten_params(params))
+        with self._connection.service(f"log parameters of {self.name!r}"):
+            self._connection.write(self.run_id, params=flatten_params(params))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags; a tag that is there already is replaced."""
-        with self._tracker.service(f"tag {self.name!r}"):
-            self._tracker.write(self.run_id, tags=tags)
+        with self._connection.service(f"tag {self.name!r}"):
+            self._connection.write(self.run_id, tags=tags)
 
     def log_folder(self, folder: str | Path, artifact_path: str, *, manifest: str | None = None) -> None:
         """Store a folder's files as artifacts; readers see them once the run is FINISHED.
@@ -81,7 +79,7 @@ class RunHandle:
             return
         for file in Path(folder).rglob("*"):
             self._refuse_large(file)
-        with self._tracker.service(f"store {artifact_path} of {self.name!r}"):
+        with self._connection.service(f"store {artifact_path} of {self.name!r}"):
             self._client.log_artifacts(self.run_id, str(folder), artifact_path)
 
     def log_file(self, file: str | Path, artifact_path: str | None = None) -> None:
@@ -90,17 +88,17 @@ class RunHandle:
             bucket.upload(Path(file), f"{artifact_path}/{Path(file).name}" if artifact_path else Path(file).name)
             return
         self._refuse_large(Path(file))
-        with self._tracker.service(f"store {Path(file).name} of {self.name!r}"):
+        with self._connection.service(f"store {Path(file).name} of {self.name!r}"):
             self._client.log_artifact(self.run_id, str(file), artifact_path)
 
     def log_figure(self, figure: Figure, artifact_file: str) -> None:
         """Store a matplotlib figure, such as ``figures/density.png``."""
-        with self._tracker.service(f"store {artifact_file} of {self.name!r}"):
+        with self._connection.service(f"store {artifact_file} of {self.name!r}"):
             self._client.log_figure(self.run_id, figure, artifact_file)
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Store text, such as ``matrix.md`` or ``report.html``."""
-        with self._tracker.service(f"store {artifact_file} of {self.name!r}"):
+        with self._connection.service(f"store {artifact_file} of {self.name!r}"):
             self._client.log_text(self.run_id, text, artifact_file)
 
     def _bucket(self) -> Bucket | None:
@@ -109,7 +107,7 @@ class RunHandle:
 
     @cached_property
     def _artifact_uri(self) -> str:
-        with self._tracker.service(f"look at {self.name!r}"):
+        with self._connection.service(f"look at {self.name!r}"):
             return str(self._client.get_run(self.run_id).info.artifact_uri)
 
     def _refuse_large(self, file: Path) -> None:
@@ -117,9 +115,10 @@ class RunHandle:
         if self._artifact_uri.startswith(("mlflow-artifacts:", "http")) and file.is_file():
             size = file.stat().st_size
             if size > PROXY_BYTES:
+                experiment = self._connection.experiment
                 raise ServiceError(
                     f"{file.name} has {size / 1e6:.0f} MB and may not go through the tracking server (at most "
-                    f"{PROXY_BYTES / 1e6:.0f} MB): experiment {self._tracker.experiment!r} keeps its artifacts behind "
+                    f"{PROXY_BYTES / 1e6:.0f} MB): experiment {experiment!r} keeps its artifacts behind "
                     "it; set LTSFT_ARTIFACT_LOCATION=s3://... and run ltsft bootstrap before the first run (a location "
                     "is fixed when an experiment is created; rename the project to get a new one)"
                 )
@@ -162,11 +161,11 @@ class RunHandle:
     def _end(self, status: str) -> None:
         if status == "FINISHED" and self.is_resumed:
             self._clear_note()
-        self._tracker.end(self.run_id, status)
+        self._connection.end(self.run_id, status)
         self._has_ended = True
 
     def _clear_note(self) -> None:
-        with self._tracker.service(f"tag {self.name!r}"):
+        with self._connection.service(f"tag {self.name!r}"):
             tags = self._client.get_run(self.run_id).data.tags
             for name in (FAILURE, FAILURE_TYPE, NOTE):
                 if name in tags:

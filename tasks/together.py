@@ -34,6 +34,8 @@ from ltsft.processes import is_first_process, join_processes, send_files
 from ltsft.sources import ensure_local
 from ltsft.train import OnProgress, Progress, train_sft
 from tasks.nodes import LOOK_SECONDS, Meeting, await_stop, pass_on_stop
+from tasks.preparing import language_training, task_training
+from tasks.workspace import SFT_FOLDER
 
 JOB, STOP, REFUSED, ERRORS = "job.json", "stop", "refused", "processes.log"
 SAVE_SECONDS = 20.0
@@ -191,8 +193,6 @@ def _conclude(code: int, folder: Path) -> None:
 
 def prepare(told: Mapping[str, Any], folder: Path) -> None:
     """Make ready a folder of another node: its data are fetched, and its text is packed once for all processes."""
-    from tasks.training import language_training  # which imports this file
-
     project = ProjectRef.model_validate(told["ref"]).load()
     (folder / JOB).write_text(json.dumps(dict(told)), encoding="utf-8")
     for source in project.all_sources().values():
@@ -226,9 +226,6 @@ def _share(told: Mapping[str, Any], folder: Path, device: str) -> dict[str, Path
 
 def main(folder: Path) -> int:
     """Train as one of the processes; what torchrun runs. Gives the exit code."""
-    from tasks.training import language_training, task_training  # which imports this file
-    from tasks.workspace import SFT_FOLDER
-
     told = json.loads((folder / JOB).read_text(encoding="utf-8"))
     project = ProjectRef.model_validate(told["ref"]).load()
     base = _base(project)

@@ -19,8 +19,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -29,8 +28,9 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-from ltsft.errors import LtsftError, ServiceError
-from tasks.database import create_sqlite, no_collection, patiently
+from ltsft.errors import ServiceError
+from tasks.connection import Connection
+from tasks.database import no_collection, patiently
 from tasks.records import (
     ATTEMPTS,
     FLOW_RUN,
@@ -58,14 +58,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _PAGE = 1000  # runs in one answer
-_METRIC_BATCH, _OTHER_BATCH = 1000, 100  # MLflow's limits for one log_batch
-_BUSY_RETRIES = 5
 _NEVER = datetime.fromtimestamp(0, UTC)
 _FRESH_SECONDS = 60.0
 _CLOCKS_DIFFER = timedelta(minutes=10)  # an end is told by the clock of the machine that did the work
 
 
-class Tracker:
+class Tracker(Connection):
     """One MLflow experiment, as the record of what exists.
 
     Args:
@@ -88,9 +86,7 @@ class Tracker:
         cache_folder: Path | None = None,
         git_commit: str | None = None,
     ) -> None:
-        self.tracking_uri = tracking_uri
-        self.shown_uri = re.sub(r"//[^/@]*@", "//***@", tracking_uri)
-        self.experiment = experiment
+        super().__init__(tracking_uri, experiment=experiment, artifact_location=artifact_location)
         self._cache_folder = cache_folder
         self._known: dict[str, Record] = {}  # by run id, as read at the time below
         self._read_at = 0.0
@@ -100,12 +96,6 @@ class Tracker:
             "mlflow.user": user_name(),
             **git_tags(Path.cwd(), git_commit),
         }
-        with self.service(f"open experiment {experiment!r}"):
-            create_sqlite(tracking_uri)
-            from mlflow import MlflowClient
-
-            self.client = MlflowClient(tracking_uri=tracking_uri)
-            self.experiment_id = self._find_experiment(artifact_location)
 
     @classmethod
     def of_project(cls, name: str, store_folder: str | Path, *, settings: Settings | None = None) -> Tracker:
@@ -326,67 +316,6 @@ class Tracker:
                     fetch_folder(Bucket(uri), artifact_path, whole)
                     whole.replace(_made(target.parent) / target.name)
         return target
-
-    def write(
-        self,
-        run_id: str,
-        *,
-        metrics: Mapping[str, float] | None = None,
-        step: int | None = None,
-        params: Mapping[str, str] | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> None:
-        """Write to a run in as few requests as MLflow allows, waiting a little where its database is busy."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        now = time.time_ns() // 1_000_000
-        entities: dict[str, list[Any]] = {
-            "metrics": [Metric(name, float(value), now, step or 0) for name, value in (metrics or {}).items()],
-            "params": [Param(name, value) for name, value in (params or {}).items()],
-            "tags": [RunTag(name, value) for name, value in cut_tags(tags or {}).items()],
-        }
-        for kind, values in entities.items():
-            size = _METRIC_BATCH if kind == "metrics" else _OTHER_BATCH
-            for i in range(0, len(values), size):
-                batch: dict[str, Any] = {kind: values[i : i + size]}
-                patiently(partial(self.client.log_batch, run_id, **batch))
-
-    def end(self, run_id: str, status: str) -> None:
-        """Give a run its last status: FINISHED, FAILED or KILLED."""
-        with self.service(f"end run {run_id}"):
-            patiently(partial(self.client.set_terminated, run_id, status=status))
-
-    @contextmanager
-    def service(self, action: str) -> Iterator[None]:
-        """Turn whatever MLflow, its database or its artifact store raises into `ServiceError`."""
-        try:
-            yield
-        except LtsftError:
-            raise
-        except Exception as error:
-            shown = str(error).replace(self.tracking_uri, self.shown_uri)
-            raise ServiceError(
-                f"MLflow at {self.shown_uri} could not {action}: {type(error).__name__}: {shown}; "
-                "check the tracking URI (LTSFT_TRACKING_URI, MLFLOW_TRACKING_URI) and that the service is up"
-            ) from error
-
-    def _find_experiment(self, artifact_location: str | None) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is None:
-            try:
-                return str(self.client.create_experiment(self.experiment, artifact_location=artifact_location))
-            except MlflowException:  # another process may have been first
-                found = self.client.get_experiment_by_name(self.experiment)
-                if found is None:
-                    raise
-        if found.lifecycle_stage == "deleted":
-            raise ServiceError(
-                f"experiment {self.experiment!r} was deleted in MLflow at {self.shown_uri}; restore it "
-                f"(mlflow experiments restore --experiment-id {found.experiment_id}) or rename the project"
-            )
-        return str(found.experiment_id)
 
     def _create_run(self, name: str, tags: Mapping[str, str]) -> str:
         create = partial(self.client.create_run, self.experiment_id, tags=cut_tags(tags), run_name=name)

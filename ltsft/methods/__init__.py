@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from ltsft.mask import support_size
-from ltsft.method_recipes import LT_SFT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ltsft.recipe import Recipe
     from ltsft.sft import SFT, Kind
 
-__all__ = ["LT_SFT", "AdapterMethod", "Method", "SupportMethod", "budget"]
+__all__ = ["AdapterMethod", "Method", "SupportMethod", "budget"]
 
 _OWN = ("rank", "variance", "high_order", "reduction")
 """Settings of a recipe that only some methods have."""

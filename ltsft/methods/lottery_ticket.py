@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from ltsft.default_method import LT_SFT
 from ltsft.mask import select_magnitude
-from ltsft.methods import LT_SFT, SupportMethod
+from ltsft.methods import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.recipe import Recipe

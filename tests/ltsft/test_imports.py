@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ ENTRY_POINTS = {"ltsft/cli.py", "ltsft/cli_experiments.py", "ltsft/cli_release.p
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "great_expectations"}
 ONLY_IMPORTERS = {
     "mlflow": {
+        "tasks/connection.py",
         "tasks/tracking.py",
         "tasks/database.py",
         "tasks/records.py",  # a type alone
@@ -81,6 +83,20 @@ def test_the_arrows_between_rooms_point_one_way(file: Path) -> None:
         assert not found & NOT_IN_FLOWS, name
 
 
+def module_of(file: Path) -> str:
+    return name_of(file).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def test_no_files_import_each_other_in_a_circle_not_even_late_or_for_types() -> None:
+    ours = {module_of(file) for file in FILES}
+    assert len(ours) == len(FILES)
+    arrows = {module_of(file): {module for module, _ in imports(file)} & ours for file in FILES}
+    order = list(TopologicalSorter(arrows).static_order())
+    assert order.index("ltsft.errors") < order.index("tasks.tracking") < order.index("ltsft.cli")
+    with pytest.raises(CycleError):
+        TopologicalSorter({**arrows, "ltsft.errors": {"ltsft.cli"}}).prepare()
+
+
 @pytest.mark.parametrize("module", sorted(ONLY_IMPORTERS))
 def test_each_service_has_its_own_importer(module: str) -> None:
     found = {name_of(file) for file in FILES if module in rooms(file)}
@@ -113,11 +129,20 @@ def test_the_checker_sees_an_arrow_that_points_back(tmp_path: Path) -> None:
     assert rooms(file, at_once_only=True) == {"mlflow"}
 
 
-def test_reading_a_project_and_what_is_released_waits_for_no_transformers_and_no_prefect() -> None:
-    code = "import sys, tasks.live, ltsft.methods.registry, ltsft.objectives.registry; print(*sys.modules)"
+def loaded_with(modules: str) -> set[str]:
+    code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True
     )
-    loaded = set(done.stdout.split())
+    return set(done.stdout.split())
+
+
+def test_reading_a_project_and_what_is_released_waits_for_no_transformers_and_no_prefect() -> None:
+    loaded = loaded_with("tasks.live, ltsft.methods.registry, ltsft.objectives.registry")
     assert "torch" in loaded
     assert not loaded & {"transformers", "datasets", "prefect", "mlflow", "sklearn", "matplotlib"}
+
+
+def test_the_processes_and_nodes_of_one_training_wait_for_no_prefect_and_no_mlflow() -> None:
+    assert not loaded_with("tasks.together, tasks.joining") & {"prefect", "mlflow"}
+    assert "torch" not in loaded_with("tasks.pod")

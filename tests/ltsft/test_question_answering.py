@@ -162,9 +162,14 @@ def test_bad_questions_are_told_by_line_and_slipped_answers_are_counted(tmp_path
 
 
 def test_labels_and_tables_do_not_fit_questions() -> None:
-    with pytest.raises(ValueError, match="objective qa has none; leave them out"):
-        target(labels=["yes", "no"])
-    with pytest.raises(ValueError, match="objective qa reads jsonl:, parquet:, hf:; got tsv:"):
-        target(sources={"en": {"train": "tsv:/data/train.tsv"}})
-    with pytest.raises(ValueError, match="objective qa has no column 'text'; allowed are question, context, answers"):
-        target(columns={"text": "t"})
+    def problems(**more: Any) -> str:
+        return "\n".join(QuestionAnswering.problems(target(**more)))
+
+    assert "objective qa has none; leave them out" in problems(labels=["yes", "no"])
+    assert "objective qa reads jsonl:, parquet:, hf:; got tsv:" in problems(
+        sources={"en": {"train": "tsv:/data/train.tsv"}}
+    )
+    assert "objective qa has no column 'text'; allowed are question, context, answers" in problems(
+        columns={"text": "t"}
+    )
+    assert not problems()

@@ -18,8 +18,9 @@ from ltsft.labelled_measures import Sentence, measure_labelled
 from ltsft.named_source import Source
 from ltsft.sources import Row, read_rows
 from ltsft.text_measures import Line, measure_text
-from ltsft.toy import BASE, SPLITS, STAMP, BaseSettings, ToyConfig, make_toy, toy_family, write_family
+from ltsft.toy import SPLITS, STAMP, make_toy, toy_family, write_family
 from ltsft.toy_base import build_tokenizer
+from ltsft.toy_config import BASE, BaseSettings, ToyConfig
 from ltsft.toy_grammar import AFFIXES, CLOSED_CLASSES, ORDERS
 
 SMALL = ToyConfig(seed=3, seen=3, unseen=2, text_lines=300, train=60, dev=20, test=40)
@@ -193,7 +194,7 @@ def test_making_what_is_there_needs_no_torch(tmp_path: Path) -> None:
     config = replace(SMALL, text_lines=100, base=BaseSettings(hidden=16, layers=1, heads=2, steps=1, batch_size=4))
     make_toy(tmp_path, config)
     code = (
-        "import sys; from ltsft.toy import *; from ltsft.toy import BaseSettings\n"
+        "import sys; from ltsft.toy import make_toy; from ltsft.toy_config import BaseSettings, ToyConfig\n"
         f"make_toy({str(tmp_path)!r}, {config!r})\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -19,7 +19,8 @@ from ltsft.recipe import Phase, Recipe
 from ltsft.scoring import as_outcomes
 from ltsft.sft import SFT
 from ltsft.sources import read_rows, read_text
-from ltsft.toy import BASE, BaseSettings, ToyConfig, make_toy
+from ltsft.toy import make_toy
+from ltsft.toy_config import BASE, BaseSettings, ToyConfig
 from ltsft.train import TrainingData, train_sft
 
 LABELS = (
