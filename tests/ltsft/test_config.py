@@ -103,6 +103,13 @@ def test_every_mistake_is_told_at_once_with_its_dotted_path(tiny_project: Path) 
         ("recipes.language.seeds=[1, 2]", "recipes.language.seeds: one seed is allowed for language SFTs, got 2"),
         ("recipes.pos.full.min_steps=13", "recipes.pos.full: max_steps (12) must be at least min_steps (13)"),
         ("recipes.ner={density: 0.1}", "recipes.ner: no such target task; allowed are language, pos"),
+        (
+            "target_tasks.pos.columns={text: t}",
+            "target_tasks.pos: columns: objective pos reads formats that say which column is which; leave them out",
+        ),
+        ("target_tasks.pos.labels=[]", "target_tasks.pos: labels: objective pos needs 2 or more, got 0"),
+        ("target_tasks.pos.objective=qa", "target_tasks.pos: labels: objective qa has none; leave them out"),
+        ("target_tasks.pos.objective=3", "target_tasks.pos.objective: Input should be a valid string, got 3"),
         ("target_tasks.pos.labels=[A, A]", "target_tasks.pos.labels: labels must be distinct"),
         ("languages.bb.text=bb.txt", "languages.bb.text[0]: a source is scheme:location with one of the schemes text:"),
         ("languages.bb.text={file: 'text:bb.txt', orign: x}", "languages.bb.text[0]: unknown key 'orign'"),
