@@ -129,15 +129,21 @@ class DensitySweep:
                 f"{points(d.difference)} points better [{points(d.lower)}, {points(d.upper)}], {verdict}."
             )
         measured: dict[str, list[float | None]] = {
+            "the score": [p.score for p in self.points],
             "the overlap of supports": [p.measures.get("interference.overlap") for p in self.points],
             "the collision energy": [p.measures.get("interference.energy") for p in self.points],
             "the masked-LM loss that the task SFT adds": [p.measures.get(LOSS_CHANGE) for p in self.points],
             "the gap between train and held-out score": [p.gap for p in self.points],
         }
+        language, task = [p.language_density for p in self.points], [p.task_density for p in self.points]
         for name, values in measured.items():
-            correlation = _rank_correlation([p.language_density * p.task_density for p in self.points], values)
-            if correlation is not None:
-                lines.append(f"Rank correlation of the product of the densities with {name}: {correlation:+.2f}.")
+            found = {
+                "language": _mean_rank_correlation(language, values, at=task),
+                "task": _mean_rank_correlation(task, values, at=language),
+            }
+            told = [f"{known:+.2f} with that of the {kind} SFT" for kind, known in found.items() if known is not None]
+            if told:
+                lines.append(f"Rank correlation of {name} with density: {', '.join(told)}.")
         return lines
 
     def caption(self) -> str:
@@ -263,6 +269,18 @@ def _measure(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:+.2f}" if name.startswith("functional.") else percent(value)
+
+
+def _mean_rank_correlation(
+    densities: Sequence[float], values: Sequence[float | None], *, at: Sequence[float]
+) -> float | None:
+    """Give the mean of the rank correlations with one density at each value of the other; None if there is none."""
+    found = []
+    for fixed in sorted(set(at)):
+        here = [i for i, other in enumerate(at) if other == fixed]
+        found.append(_rank_correlation([densities[i] for i in here], [values[i] for i in here]))
+    known = [value for value in found if value is not None]
+    return fmean(known) if known else None
 
 
 def _rank_correlation(a: Sequence[float], b: Sequence[float | None]) -> float | None:

@@ -52,7 +52,26 @@ def test_means_are_over_languages_that_every_pair_has_and_the_optimum_is_found()
     told = " ".join(sweep.summary())
     assert "The best pair is language 100 % x task 10 %" in told
     assert "more than chance" in told
-    assert "with the overlap of supports: +1.00" in told
+    assert (
+        "Rank correlation of the overlap of supports with density: +1.00 with that of the language SFT, "
+        "+1.00 with that of the task SFT."
+    ) in told
+    assert "of the score with density: +0.00 with that of the language SFT, +0.00 with that of the task SFT." in told, (
+        "up in one row and down in the other"
+    )
+
+
+def test_a_measure_that_rises_with_one_density_and_falls_with_the_other_is_told_as_such() -> None:
+    densities = (0.1, 0.3, 1.0)
+    sweep = make({(a, b): 0.5 + 0.1 * b - 0.2 * a for a in densities for b in densities})
+    told = " ".join(sweep.summary())
+    assert "of the score with density: -1.00 with that of the language SFT, +1.00 with that of the task SFT." in told
+
+
+def test_a_sweep_of_one_density_alone_tells_the_correlations_with_it() -> None:
+    told = " ".join(make({(0.1, 0.1): 0.5, (0.1, 1.0): 0.6}).summary())
+    assert "of the score with density: +1.00 with that of the task SFT." in told
+    assert "with that of the language SFT" not in told
 
 
 def test_a_sweep_that_refutes_the_claim_says_so() -> None:
