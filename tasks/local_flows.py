@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 
 from ltsft.errors import LtsftError, ServiceError
 
@@ -34,6 +35,10 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     Raises:
         ServiceError: Prefect's API cannot be used; what fails inside the flow is in how it ended.
     """
+    if PREFECT_API_URL.value() is None:
+        from tasks.ephemeral_server import EphemeralServer  # seconds of imports
+
+        EphemeralServer()
     try:
         state: State[Any] = flow(*arguments, **named, return_state=True)
     except (RuntimeError, httpx.HTTPError) as error:

@@ -74,15 +74,18 @@ class _Beside(Generic[_T]):
         return self._given[0]
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
     """End this process when the one that started it is gone: torchrun gives each a session of its own.
 
     A process that waits for another in torch's C++ code looks at nothing else, and would hold its GPU.
+
+    Args:
+        parent: its process number, where it may be gone before this is called; that of now if None.
     """
-    parent = os.getppid()
+    started_by = os.getppid() if parent is None else parent
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == started_by:
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -71,6 +71,14 @@ def wait_for(condition: Callable[[], bool], *, child: subprocess.Popen[str], sec
         time.sleep(0.05)
 
 
+def wait_until_gone(pid: str) -> None:
+    """Wait for a process that is nobody's child any more to end."""
+    end = time.monotonic() + 20
+    while Path("/proc", pid).exists() and " Z " not in Path("/proc", pid, "stat").read_text():
+        assert time.monotonic() < end, "it is still there"
+        time.sleep(0.1)
+
+
 def test_two_processes_that_want_the_same_key_make_it_once(
     language_only: Path,
     tmp_path: Path,
@@ -133,3 +141,46 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run_and_ends_completed(
         assert steps
         assert len(steps) == len(set(steps)), f"{name} was logged twice"
     assert not list(making.iterdir())
+
+
+WAIT = """
+import subprocess, sys, time
+from prefect import flow
+from prefect.server.api.server import SubprocessASGIServer
+from tasks.local_flows import run_locally
+
+@flow
+def wait():
+    print("server", SubprocessASGIServer().server_process.pid, flush=True)
+    time.sleep(600)
+
+run_locally(wait)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_a_signal_to_the_group_leaves_the_prefect_server_to_the_command_that_started_it(
+    sent: signal.Signals, tmp_path: Path
+) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    env |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    log = tmp_path / "child.log"
+    with log.open("w") as file:
+        child = subprocess.Popen(
+            [sys.executable, "-c", WAIT],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            start_new_session=True,
+        )
+    assert child.stdout is not None
+    server = child.stdout.readline().split()[-1]
+
+    os.killpg(child.pid, sent)
+
+    assert child.wait(60) == -sent, log.read_text()  # with no server left Prefect looks for it for longer
+    child.stdout.close()
+    if sent != signal.SIGKILL:
+        assert "Finished in state Crashed('Execution was aborted by an interrupt signal.')" in log.read_text()
+    wait_until_gone(server)
