@@ -27,17 +27,28 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @contextmanager
 def told_errors() -> Iterator[None]:
-    """Show our own errors as a message, not as a traceback."""
+    """Show our own errors, and that a person stopped it, as a message and not as a traceback.
+
+    Raises:
+        Exit: with 2 after an error, with 130 after Ctrl-C, as shells have it.
+    """
     try:
         yield
     except LtsftError as error:
         fail(str(error))
+    except KeyboardInterrupt as stop:
+        _show_trouble("; ".join(["stopped", *map(str, stop.args)]))
+        raise typer.Exit(130) from None
 
 
 def fail(message: str) -> NoReturn:
     """Show a message and leave with exit code 2."""
-    Console(stderr=True, highlight=False).print(f"[bold red]ltsft:[/] {escaped(message)}", soft_wrap=True)
+    _show_trouble(message)
     raise typer.Exit(2)
+
+
+def _show_trouble(message: str) -> None:
+    Console(stderr=True, highlight=False).print(f"[bold red]ltsft:[/] {escaped(message)}", soft_wrap=True)
 
 
 def escaped(text: str) -> str:

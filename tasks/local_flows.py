@@ -33,6 +33,7 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     """Run a flow in this process and say how it ended.
 
     Raises:
+        KeyboardInterrupt: a person stopped it; says what that means.
         ServiceError: Prefect's API cannot be used; what fails inside the flow is in how it ended.
     """
     if PREFECT_API_URL.value() is None:
@@ -46,6 +47,8 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
             f"Prefect cannot be used: {type(error).__name__}: {error}; check PREFECT_API_URL "
             f"({os.environ.get('PREFECT_API_URL', 'not set: a server is started for the run')}) and that it is up"
         ) from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is done is kept, and the same command goes on from there") from None
     if state.is_completed():
         return FlowEnd(True, state.message or "done", "")
     raised = state.result(raise_on_failure=False)

@@ -115,6 +115,20 @@ def test_prefect_being_away_is_told_in_one_message(
     assert "PREFECT_API_URL" in result.stderr
 
 
+def test_ctrl_c_is_told_in_one_line_with_the_exit_code_of_shells(
+    call: Call, tiny_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flows.retrain.retrain", stopped)
+
+    result = call("run", tiny_project)
+
+    assert result.exit_code == 130
+    assert result.stderr == "ltsft: stopped; what is done is kept, and the same command goes on from there\n"
+
+
 @pytest.mark.integration
 def test_inspect_shows_what_an_sft_is(call: Call, sft_folders: dict[str, Path]) -> None:
     result = call("inspect", sft_folders["task pos aa seed 1"])
