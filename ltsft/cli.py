@@ -6,18 +6,15 @@ It is the entry point, and so the one file of this package that starts flows; th
 from __future__ import annotations
 
 import json
-import os
-import sys
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ltsft.cli_experiments import experimenting
+from ltsft.cli_flows import run_flow, wants_bars
 from ltsft.cli_release import releasing
 from ltsft.config import ProjectRef
 from ltsft.console import (
@@ -30,6 +27,7 @@ from ltsft.console import (
     console,
     escaped,
     fail,
+    fail_run,
     project_ref,
     told_errors,
 )
@@ -90,9 +88,7 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show all of Prefect's log lines.")] = False,
 ) -> None:
     """Make what is not up to date: validate, train, compose, score; then print the matrix."""
-    has_bars = sys.stderr.isatty() and not verbose
-    if has_bars:  # the bars show what matters; all log lines are in Prefect
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    has_bars = not verbose and wants_bars()
     ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
         from tasks.matrix import read_matrix, restore_page
@@ -102,24 +98,15 @@ def run(
         matrix = read_matrix(workspace)
         failed = ""
         if workspace.plan.stale or restore_page(workspace, matrix) is None:
-            failed = _retrain(ref, has_bars=has_bars)
+            from flows.retrain import retrain
+
+            end = run_flow(retrain, ref, has_bars=has_bars)
+            failed = "" if end.is_completed else end.message
             workspace = open_workspace(ref)
             matrix = read_matrix(workspace)
         _show_matrix(matrix, workspace, as_json=as_json)
     if failed:
-        Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {escaped(failed)}", soft_wrap=True)
-        raise typer.Exit(1)
-
-
-def _retrain(ref: ProjectRef, *, has_bars: bool) -> str:
-    """Run the flow; give what failed, or nothing."""
-    from flows.retrain import retrain
-    from tasks.local_flows import run_locally
-    from tasks.progress import shown_progress
-
-    with shown_progress() if has_bars else nullcontext():
-        end = run_locally(retrain, ref)
-    return "" if end.is_completed else end.message
+        fail_run(failed)
 
 
 def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None:

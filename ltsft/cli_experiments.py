@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
+from ltsft.cli_flows import print_end, run_flow, wants_bars
 from ltsft.console import (
     BaseOption,
     DataRoot,
     MethodOption,
     Overrides,
     ProjectFile,
-    escaped,
     fail,
     project_ref,
     told_errors,
@@ -47,14 +43,16 @@ def sweep_density(
     with told_errors():
         from flows.sweep_density import sweep_density as flow
 
-        _run(
+        end = run_flow(
             flow,
             ref,
+            has_bars=wants_bars(),
             language_densities=_several(language_densities, float),
             task_densities=_several(task_densities, float),
             target_task=target_task,
             languages=_several(languages, str) if languages else None,
         )
+        print_end(end)
 
 
 @experimenting.command(name="compare-methods")
@@ -76,15 +74,17 @@ def compare_methods(
     with told_errors():
         from flows.compare_methods import compare_methods as flow
 
-        _run(
+        end = run_flow(
             flow,
             ref,
+            has_bars=wants_bars(),
             methods=_several(methods, str),
             reference=reference,
             seeds=_several(seeds, int) if seeds else None,
             target_task=target_task,
             languages=_several(languages, str) if languages else None,
         )
+        print_end(end)
 
 
 @experimenting.command(name="search-weights")
@@ -106,14 +106,16 @@ def search_weights(
     with told_errors():
         from flows.search_weights import search_weights as flow
 
-        _run(
+        end = run_flow(
             flow,
             ref,
+            has_bars=wants_bars(),
             language_weights=_several(language_weights, float),
             task_weights=_several(task_weights, float),
             rules=_several(rules, str),
             target_task=target_task,
         )
+        print_end(end)
 
 
 def _several(text: str, kind: Callable[[str], _Value]) -> list[_Value]:
@@ -122,22 +124,3 @@ def _several(text: str, kind: Callable[[str], _Value]) -> list[_Value]:
         return [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
         fail(f"give numbers with commas between, got {text!r}")
-
-
-def _run(flow: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-    """Run a flow with bars in a terminal and print the table that it ends with; exit with 1 if something is missing."""
-    has_bars = sys.stderr.isatty()
-    if has_bars:
-        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    from tasks.local_flows import run_locally
-    from tasks.progress import shown_progress
-
-    with shown_progress() if has_bars else nullcontext():
-        end = run_locally(flow, *arguments, **named)
-    if end.is_completed:
-        print(end.message)
-        return
-    if end.error:
-        fail(end.error)
-    Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {escaped(end.message)}", soft_wrap=True)
-    raise typer.Exit(1)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from ltsft.cli_flows import print_end, run_flow
 from ltsft.console import (
     AsJson,
     BaseOption,
@@ -20,7 +19,6 @@ from ltsft.console import (
     Overrides,
     console,
     escaped,
-    fail,
     project_ref,
     told_errors,
 )
@@ -54,7 +52,7 @@ def promote(
     with told_errors():
         from flows.promote import promote as flow
 
-        _finish(flow, ref, language=language, target_task=target_task, reason=why, again=again)
+        print_end(run_flow(flow, ref, language=language, target_task=target_task, reason=why, again=again))
 
 
 @releasing.command()
@@ -75,7 +73,7 @@ def rollback(
     with told_errors():
         from flows.rollback import rollback as flow
 
-        _finish(flow, ref, language=language, target_task=target_task, to=to, reason=why)
+        print_end(run_flow(flow, ref, language=language, target_task=target_task, to=to, reason=why))
 
 
 @releasing.command()
@@ -184,17 +182,3 @@ def serve(
         from tasks.serving import run_service
 
         run_service(project_ref(project, data_root, base, overrides), host=host, port=port, bundle=bundle)
-
-
-def _finish(flow: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-    """Run a flow, show what it says, and leave with exit code 1 if it failed."""
-    from tasks.local_flows import run_locally
-
-    end = run_locally(flow, *arguments, **named)
-    if end.is_completed:
-        console().print(escaped(end.message), soft_wrap=True)
-        return
-    if end.error:
-        fail(end.error)
-    Console(stderr=True, highlight=False).print(f"[bold red]failed:[/] {escaped(end.message)}", soft_wrap=True)
-    raise typer.Exit(1)

@@ -47,8 +47,14 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(2)
 
 
-def _show_trouble(message: str) -> None:
-    Console(stderr=True, highlight=False).print(f"[bold red]ltsft:[/] {escaped(message)}", soft_wrap=True)
+def fail_run(message: str) -> NoReturn:
+    """Show what a run could not make and leave with exit code 1."""
+    _show_trouble(message, "failed:")
+    raise typer.Exit(1)
+
+
+def _show_trouble(message: str, first: str = "ltsft:") -> None:
+    Console(stderr=True, highlight=False).print(f"[bold red]{first}[/] {escaped(message)}", soft_wrap=True)
 
 
 def escaped(text: str) -> str:

@@ -1,0 +1,44 @@
+"""How commands run a flow and tell its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from ltsft.console import fail, fail_run
+
+if TYPE_CHECKING:
+    from tasks.local_flows import FlowEnd
+
+
+def wants_bars() -> bool:
+    """Say whether bars can be shown, and leave out Prefect's log lines then: they are in Prefect."""
+    if not sys.stderr.isatty():
+        return False
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    return True
+
+
+def run_flow(flow: Callable[..., Any], *arguments: Any, has_bars: bool = False, **named: Any) -> FlowEnd:
+    """Run a flow in this process and give its end."""
+    from tasks.local_flows import run_locally
+    from tasks.progress import shown_progress
+
+    with shown_progress() if has_bars else nullcontext():
+        return run_locally(flow, *arguments, **named)
+
+
+def print_end(end: FlowEnd) -> None:
+    """Print what a flow ended with.
+
+    Raises:
+        Exit: it failed, which is shown: with 2 after an error of ours, with 1 if something is missing.
+    """
+    if end.error:
+        fail(end.error)
+    if not end.is_completed:
+        fail_run(end.message)
+    print(end.message)
