@@ -144,7 +144,7 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run_and_ends_completed(
 
 
 WAIT = """
-import subprocess, sys, time
+import signal, time
 from prefect import flow
 from prefect.server.api.server import SubprocessASGIServer
 from tasks.local_flows import run_locally
@@ -154,6 +154,7 @@ def wait():
     print("server", SubprocessASGIServer().server_process.pid, flush=True)
     time.sleep(600)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 run_locally(wait)
 """
 
@@ -175,12 +176,13 @@ def test_a_signal_to_the_group_leaves_the_prefect_server_to_the_command_that_sta
             start_new_session=True,
         )
     assert child.stdout is not None
-    server = child.stdout.readline().split()[-1]
-
-    os.killpg(child.pid, sent)
-
-    assert child.wait(60) == -sent, log.read_text()  # with no server left Prefect looks for it for longer
-    child.stdout.close()
+    try:
+        server = child.stdout.readline().split()[-1]
+        os.killpg(child.pid, sent)
+        assert child.wait(60) == -sent, log.read_text()  # with no server left Prefect looks for it for longer
+    finally:
+        child.kill()
+        child.stdout.close()
     if sent != signal.SIGKILL:
         assert "Finished in state Crashed('Execution was aborted by an interrupt signal.')" in log.read_text()
     wait_until_gone(server)
