@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from ltsft.named_source import Frozen
+from ltsft.frozen import Frozen
 
 __all__ = ["CompositionSettings", "OwnWeights", "PartWeights"]
 

@@ -19,9 +19,10 @@ from pydantic import ValidationError as PydanticError
 from ltsft.composition import CompositionSettings
 from ltsft.default_method import LT_SFT
 from ltsft.errors import ConfigError
+from ltsft.frozen import Frozen
 from ltsft.gates import Gates
 from ltsft.method_recipes import unknown_methods, work_out_recipes
-from ltsft.named_source import Frozen, MissingDataError, Source, Sources
+from ltsft.named_source import MissingDataError, Source, Sources
 from ltsft.recipe import MethodRecipes, Recipe
 from ltsft.target_task import TargetTask
 

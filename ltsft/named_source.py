@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+
+from ltsft.frozen import Frozen
 
 SCHEMES = ("text", "conllu", "conll", "tsv", "csv", "jsonl", "parquet", "hf")
 HUB_OPTIONS = ("split", "name", "revision")
@@ -20,12 +22,6 @@ class MissingDataError(ValueError):
     def __init__(self, kind: str, location: str, root: str) -> None:
         super().__init__(f"there is no {kind} {location}; mend the path or set data_root (now {root})")
         self.location = location
-
-
-class Frozen(BaseModel):
-    """Base of all config objects: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Source(Frozen):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ltsft.consistency import Consistency
-from ltsft.named_source import Frozen
+from ltsft.frozen import Frozen
 
 __all__ = ["MethodRecipes", "Phase", "Precision", "Recipe"]
 

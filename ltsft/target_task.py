@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ltsft.named_source import Frozen, Source, Sources, as_list
+from ltsft.frozen import Frozen
+from ltsft.named_source import Source, Sources, as_list
 
 __all__ = ["LabelledData", "Sampling", "TargetTask"]
 
