@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from ltsft.frozen import Frozen
 
@@ -34,15 +34,6 @@ class CompositionSettings(Frozen):
     rule: str = "sum"
     weights: PartWeights = PartWeights()
     by_language: dict[str, OwnWeights] = Field({}, description="other weights for some target languages")
-
-    @field_validator("rule")
-    @classmethod
-    def _known(cls, rule: str) -> str:
-        from ltsft.rules import RULES  # loads torch, which reading a source need not
-
-        if rule not in RULES:
-            raise ValueError(f"there is no such composition rule; allowed are {', '.join(RULES)}")
-        return rule
 
     def weights_of(self, language: str) -> PartWeights:
         """Give the weights with which a language is composed."""

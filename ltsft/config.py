@@ -301,6 +301,7 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
     ]
     problems += unknown_methods(raw, known)
     problems += _unknown_objectives(targets)
+    problems += _unknown_rule(_as_mapping(raw.get("composition")).get("rule"))
     for name, target in targets.items():
         if name not in recipes:
             problems.append(f"recipes.{name}: missing; it says how the SFT of target task {name} is learnt")
@@ -322,6 +323,14 @@ def _unknown_objectives(targets: Mapping[Any, Any]) -> list[str]:
         for name, given in named.items()
         if isinstance(given, str) and given not in OBJECTIVES
     ]
+
+
+def _unknown_rule(given: Any) -> list[str]:
+    from ltsft.rules import RULES
+
+    if not isinstance(given, str) or given in RULES:
+        return []
+    return [f"composition.rule: there is no such composition rule; allowed are {', '.join(RULES)}, got {given!r}"]
 
 
 def _as_mapping(value: Any) -> Mapping[Any, Any]:
