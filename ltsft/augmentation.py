@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ltsft.consistency import Augmentations
 from ltsft.errors import ConfigError
 from ltsft.recipe import Recipe
+from ltsft.spans import MARK, continuation_prefix
 from ltsft.unigram import unigram_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Augmenter", "Word", "check_augmentations", "spliced", "words_by_marks"]
+__all__ = ["Augmenter", "Word", "check_augmentations"]
 
-MARK = "\u2581"  # of a word's beginning, in unigram models
-MARKS = (MARK, "\u0120")
 WordList = Mapping[str, tuple[str, ...]]
 _AROUND = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
 
@@ -135,44 +134,11 @@ class Augmenter:
         """Give a word as it is written, as far as sub-words tell."""
         backend: Any = self._tokenizer
         pieces = self._pieces(ids)
-        prefix = _continues(self._tokenizer)
+        prefix = continuation_prefix(self._tokenizer)
         if prefix:
             return "".join(piece.removeprefix(prefix) for piece in pieces)
         decoder = backend.backend_tokenizer.decoder
         return (decoder.decode(pieces) if decoder is not None else "".join(pieces).replace(MARK, " ")).strip()
-
-
-def words_by_marks(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[tuple[int, int]]:
-    """Find words in running text by the marks that sub-words carry; special tokens and unknown ones are in none.
-
-    Returns:
-        (first, last + 1) of each word, in order.
-    """
-    prefix = _continues(tokenizer)
-    special = set(tokenizer.all_special_ids)
-    words: list[tuple[int, int]] = []
-    is_open = False
-    for place, piece in enumerate(tokenizer.convert_ids_to_tokens(list(ids))):
-        if ids[place] in special:
-            is_open = False
-            continue
-        is_first = not piece.startswith(prefix) if prefix else piece.startswith(MARKS)
-        if is_first or not is_open:
-            words.append((place, place + 1))
-        else:
-            words[-1] = (words[-1][0], place + 1)
-        is_open = True
-    return words
-
-
-def spliced(values: Sequence[Any], spans: Sequence[tuple[int, int]], new: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
-    """Put other values in place of some spans, (first, last + 1) in order."""
-    made: list[Any] = []
-    place = 0
-    for (start, stop), values_there in zip(spans, new, strict=True):
-        made += [*values[place:start], *values_there]
-        place = stop
-    return (*made, *values[place:])
 
 
 def check_augmentations(recipes: Mapping[str, Recipe], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -197,13 +163,6 @@ def _no_sampling(tokenizer: PreTrainedTokenizerBase) -> str:
 def _model_type(tokenizer: PreTrainedTokenizerBase) -> str:
     backend: Any = tokenizer
     return type(backend.backend_tokenizer.model).__name__
-
-
-def _continues(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give what marks a sub-word that continues a word; empty where beginnings are marked instead."""
-    backend: Any = tokenizer
-    model = backend.backend_tokenizer.model
-    return str(model.continuing_subword_prefix) if type(model).__name__ == "WordPiece" else ""
 
 
 def _same(ids: tuple[int, ...]) -> Word:

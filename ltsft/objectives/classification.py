@@ -12,7 +12,6 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from ltsft.augmentation import spliced, words_by_marks
 from ltsft.base import Base
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import Sentence
@@ -23,6 +22,7 @@ from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.objectives.token_classification import most_frequent
 from ltsft.records import RECORDS, read_records
 from ltsft.sources import OnError, RowError
+from ltsft.spans import spliced, words_by_marks
 from ltsft.target_task import TargetTask
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from ltsft.augmentation import spliced
 from ltsft.base import Base
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
@@ -25,6 +24,7 @@ from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, Row, read_rows
+from ltsft.spans import spliced
 from ltsft.target_task import TargetTask
 from ltsft.trees import best_tree
 

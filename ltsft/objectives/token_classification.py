@@ -13,7 +13,6 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from ltsft.augmentation import spliced
 from ltsft.base import Base
 from ltsft.columns import TaggedRow, read_tagged
 from ltsft.errors import SourceError
@@ -23,6 +22,7 @@ from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, read_rows
+from ltsft.spans import spliced
 from ltsft.target_task import TargetTask
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from ltsft.augmentation import Augmenter, check_augmentations, words_by_marks
+from ltsft.augmentation import Augmenter, check_augmentations
 from ltsft.base import Base, load_base
 from ltsft.config import load_project
 from ltsft.consistency import Augmentations
@@ -18,6 +18,7 @@ from ltsft.errors import ConfigError, SourceError
 from ltsft.named_source import Source
 from ltsft.objectives.token_classification import IGNORE, TokenClassification
 from ltsft.recipe import Recipe
+from ltsft.spans import words_by_marks
 from ltsft.unigram import Unigram, unigram_of
 from ltsft.word_lists import read_word_list
 
