@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,9 +33,10 @@ from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
+from ltsft.precision import autocast
 from ltsft.processes import any_process, complete_on_each_node, is_first_of_node, of_first_process, wait_for_all
 from ltsft.recipe import Phase as PhaseSettings
-from ltsft.recipe import Precision, Recipe
+from ltsft.recipe import Recipe
 from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
@@ -343,13 +343,6 @@ class _Watch(TrainerCallback):
 
     def _named(self, metrics: Mapping[str, float]) -> dict[str, float]:
         return {f"{self._phase.name}.{name}": value for name, value in metrics.items()}
-
-
-def autocast(precision: Precision, device: str) -> AbstractContextManager[Any]:
-    """Give the autocast context of a precision; fp32 has none."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ltsft.methods.registry import method_named
 from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.paired import Outcomes
-from ltsft.phase import autocast
+from ltsft.precision import autocast
 from ltsft.recipe import Precision
 from ltsft.sft import SFT
 

@@ -27,7 +27,8 @@ from ltsft.errors import ConfigError, TrainingError
 from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, autocast, run_phase, write_tensors
+from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
+from ltsft.precision import autocast
 from ltsft.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
 from ltsft.recipe import Phase as PhaseSettings
 from ltsft.recipe import Recipe
