@@ -15,7 +15,7 @@ from ltsft.weights import Weight, weight_problem
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Part", "check_parts", "head_values", "named"]
+__all__ = ["Part", "check_parts", "check_stacked", "head_values", "named"]
 
 Part = tuple[SFT, Weight]
 """An SFT and the weight, or the weights by part of the network, that its diffs are multiplied by."""
@@ -53,6 +53,32 @@ def check_parts(
                     f"diffs of {other} and {name}: the model has tied them to one parameter; untie them"
                 )
     return touched
+
+
+def check_stacked(parts: Sequence[Part], *, rule: str) -> None:
+    """Refuse what cannot be done with adapters that stay modules: they are stacked, and do not add up.
+
+    Raises:
+        CompositionError: a weight is not 1, the rule is not the sum, there are two of a kind, or a task's comes first.
+    """
+    for sft, weight in parts:
+        if weight != 1.0:
+            raise CompositionError(
+                f"{sft.title}: weight {weight}: an adapter of {sft.method} is there or not, so its weight must be 1; "
+                "lt_sft and lora have diffs, which can be weighted"
+            )
+    if parts and rule != "sum":
+        raise CompositionError(
+            f"composition rule {rule!r} puts diffs together, and {parts[0][0].title} is an adapter of "
+            f"{parts[0][0].method}; use the rule 'sum', or a method with diffs (lt_sft, lora)"
+        )
+    kinds = [sft.kind for sft, _ in parts]
+    if kinds not in ([], ["language"], ["task"], ["language", "task"]):
+        titles = ", ".join(sft.title for sft, _ in parts)
+        raise CompositionError(
+            f"adapters of {parts[0][0].method} are stacked: at most one of a language, and over it at most one of a "
+            f"target task; got {titles}"
+        )
 
 
 def head_values(

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from ltsft.base import encoder_parameters
 from ltsft.errors import CompositionError
-from ltsft.fitting import Part, check_parts, head_values
+from ltsft.fitting import Part, check_parts, check_stacked, head_values
 from ltsft.methods.registry import as_diffs
 from ltsft.rules import IN_SUCCESSION, RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
-from ltsft.stack import Bottlenecks, bottlenecks_of, check_stacked, stack_of
+from ltsft.stack import Bottlenecks, bottlenecks_of, stack_of
 from ltsft.weights import weight_at
 
 if TYPE_CHECKING:

@@ -17,13 +17,12 @@ from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from ltsft.errors import BaseModelError, CompositionError
-from ltsft.fitting import Part
 from ltsft.sft import SFT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Bottlenecks", "Stack", "bottlenecks_of", "check_stacked", "layers_of", "stack_of"]
+__all__ = ["Bottlenecks", "Stack", "bottlenecks_of", "layers_of", "stack_of"]
 
 _SPREAD = 0.02
 """Standard deviation of new weights: that of BERT."""
@@ -217,29 +216,3 @@ def _refuse_other_shapes(sft: SFT, adapter: Mapping[str, Tensor], wanted: Mappin
                 f"{sft.title}: adapter {name}: shape {found or 'none'}, but the model's is {expected or 'none'}; is "
                 "this a model of the SFT's base?"
             )
-
-
-def check_stacked(parts: Sequence[Part], *, rule: str) -> None:
-    """Refuse what cannot be done with adapters that stay modules: they are stacked, and do not add up.
-
-    Raises:
-        CompositionError: a weight is not 1, the rule is not the sum, there are two of a kind, or a task's comes first.
-    """
-    for sft, weight in parts:
-        if weight != 1.0:
-            raise CompositionError(
-                f"{sft.title}: weight {weight}: an adapter of {sft.method} is there or not, so its weight must be 1; "
-                "lt_sft and lora have diffs, which can be weighted"
-            )
-    if parts and rule != "sum":
-        raise CompositionError(
-            f"composition rule {rule!r} puts diffs together, and {parts[0][0].title} is an adapter of "
-            f"{parts[0][0].method}; use the rule 'sum', or a method with diffs (lt_sft, lora)"
-        )
-    kinds = [sft.kind for sft, _ in parts]
-    if kinds not in ([], ["language"], ["task"], ["language", "task"]):
-        titles = ", ".join(sft.title for sft, _ in parts)
-        raise CompositionError(
-            f"adapters of {parts[0][0].method} are stacked: at most one of a language, and over it at most one of a "
-            f"target task; got {titles}"
-        )
