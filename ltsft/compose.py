@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ltsft.atomic import flush_folder, fresh_folder
 from ltsft.errors import CompositionError
-from ltsft.files import flush_folder, fresh_folder
 from ltsft.fitting import named
 from ltsft.methods.registry import as_diffs
 from ltsft.resident import Part, Resident

@@ -14,11 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from math import prod
@@ -32,6 +29,7 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
+from ltsft.atomic import flush_folder, fresh_folder
 from ltsft.card import write_card
 from ltsft.default_method import LT_SFT
 from ltsft.errors import SFTFileError
@@ -44,8 +42,6 @@ __all__ = [
     "MANIFEST_FILE",
     "TENSOR_FILE",
     "StoredValues",
-    "flush_folder",
-    "fresh_folder",
     "load_sft",
     "read_manifest",
     "save_sft",
@@ -280,32 +276,11 @@ def _is_same(folder: Path, manifest: bytes, tensors: bytes) -> bool:
         return False
 
 
-@contextmanager
-def fresh_folder(folder: Path) -> Iterator[Path]:
-    """Make a hidden folder beside one that is to be written; it is gone afterwards unless it was renamed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.partial"
-    fresh.mkdir()
-    try:
-        yield fresh
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
 def _write(file: Path, content: bytes) -> None:
     with file.open("wb") as stream:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Have the names in a folder written to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _put_in_place(fresh: Path, folder: Path) -> None:

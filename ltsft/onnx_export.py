@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ltsft.atomic import fresh_folder
 from ltsft.errors import CompositionError, ConfigError
-from ltsft.files import fresh_folder
 
 __all__ = ["ONNX_FILE", "export_onnx"]
 

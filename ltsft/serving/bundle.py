@@ -15,8 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ltsft.atomic import flush_folder, fresh_folder
 from ltsft.errors import ReleaseError, ServiceError
-from ltsft.files import flush_folder, fresh_folder
 from ltsft.release import ComposedPart, Release, ReleaseSource, Slot, check_part, parse_composition
 
 __all__ = ["Bundle"]
