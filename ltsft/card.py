@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 
 from ltsft.default_method import LT_SFT
-from ltsft.methods.registry import METHODS
 from ltsft.sft import SFT
 
 __all__ = ["write_card"]
 
 
-def write_card(sft: SFT) -> str:
+def write_card(sft: SFT, *, learnt_by: str = "") -> str:
     """Write the model card of an SFT: what it is, its base and density, and how to load it.
 
     Args:
         sft: The SFT.
+        learnt_by: What its method stores, in words (`summary` of a method); nothing is said of it without.
 
     Returns:
         Markdown with the front matter of a Hugging Face model card.
@@ -37,7 +37,7 @@ def write_card(sft: SFT) -> str:
         f"# {sft.kind} SFT: {sft.subject}",
         "",
         what,
-        *(_LOTTERY_TICKET if is_paper else _other_method(sft)),
+        *(_LOTTERY_TICKET if is_paper else _other_method(sft, learnt_by)),
         "",
         "| | |",
         "|---|---|",
@@ -80,7 +80,6 @@ def _sparsity(sft: SFT) -> list[str]:
     ]
 
 
-def _other_method(sft: SFT) -> list[str]:
+def _other_method(sft: SFT, learnt_by: str) -> list[str]:
     """Say what is stored if it is not what LT-SFT stores."""
-    summary = METHODS[sft.method].summary if sft.method in METHODS else "unknown to this version of ltsft"
-    return [f"It was learnt by the method `{sft.method}`: {summary}."]
+    return [f"It was learnt by the method `{sft.method}`{f': {learnt_by}' if learnt_by else ''}."]

@@ -59,7 +59,7 @@ StoredValues = Literal["float32", "bfloat16"]
 _HEAD_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def save_sft(sft: SFT, folder: str | Path, *, values: StoredValues = "float32") -> Path:
+def save_sft(sft: SFT, folder: str | Path, *, values: StoredValues = "float32", learnt_by: str = "") -> Path:
     """Write an SFT as a folder.
 
     All files are written beside the folder, flushed to the disk, and then put in place: by one rename where the folder
@@ -72,6 +72,7 @@ def save_sft(sft: SFT, folder: str | Path, *, values: StoredValues = "float32") 
         folder: The folder to write. Missing parents are made.
         values: The precision of the stored values: "float32" keeps every bit; "bfloat16" takes half the room, rounds,
             and is recorded in the manifest. Loading gives float32 either way.
+        learnt_by: For the card: what the SFT's method stores, in words (`summary` of a method).
 
     Returns:
         The folder.
@@ -94,7 +95,7 @@ def save_sft(sft: SFT, folder: str | Path, *, values: StoredValues = "float32") 
         return folder
     with fresh_folder(folder) as fresh:
         _write(fresh / TENSOR_FILE, tensors)
-        _write(fresh / CARD_FILE, write_card(sft).encode())
+        _write(fresh / CARD_FILE, write_card(sft, learnt_by=learnt_by).encode())
         _write(fresh / MANIFEST_FILE, manifest)
         flush_folder(fresh)
         _put_in_place(fresh, folder)

@@ -30,6 +30,7 @@ from ltsft.checkpoints import checkpoint_files
 from ltsft.config import Project, ProjectRef
 from ltsft.errors import InterruptedTraining, LtsftError, ServiceError, TrainingError
 from ltsft.files import save_sft
+from ltsft.methods.registry import method_named
 from ltsft.processes import is_first_process, join_processes, send_files
 from ltsft.sources import ensure_local
 from ltsft.train import OnProgress, Progress, train_sft
@@ -251,7 +252,8 @@ def main(folder: Path) -> int:
             (folder / REFUSED).write_text(str(error), encoding="utf-8")
         raise
     if is_first_process():
-        save_sft(sft, folder / SFT_FOLDER, values=what["recipe"].values)
+        learnt_by = method_named(sft.method).summary
+        save_sft(sft, folder / SFT_FOLDER, values=what["recipe"].values, learnt_by=learnt_by)
     return 0
 
 

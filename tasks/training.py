@@ -102,7 +102,8 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
             sft = train_sft(
                 workspace.base, folder=folder, on_progress=on_progress, should_stop=should_stop, **what, **more
             )
-            return save_sft(sft, folder / SFT_FOLDER, values=recipe.values)
+            learnt_by = method_named(sft.method).summary
+            return save_sft(sft, folder / SFT_FOLDER, values=recipe.values, learnt_by=learnt_by)
 
     try:
         return run_stoppable(train)

@@ -174,7 +174,7 @@ def test_full_is_every_maskable_weight_and_two_of_them_add_up(learn: Learn, base
             expected = before[name] + diff.dense() + other.diffs[name].dense()
             torch.testing.assert_close(dict(model.base_model.named_parameters())[name], expected, rtol=0, atol=1e-7)
     assert all(torch.equal(p, before[name]) for name, p in model.base_model.named_parameters())
-    folder = save_sft(sft, tmp_path / "full")
+    folder = save_sft(sft, tmp_path / "full", learnt_by=METHODS["full"].summary)
     assert "dense" in (folder / "README.md").read_text()
     assert load_sft(folder).method == "full"
 
