@@ -16,8 +16,9 @@ from ltsft.serving.guard import ApiKeys
 from ltsft.serving.metrics import Metrics
 from ltsft.serving.server import add_traces, serve_app
 from ltsft.serving.service import Service
+from tasks.credentials import check_credentials, read_api_keys
 from tasks.registry import Registry
-from tasks.settings import read_serve_settings
+from tasks.settings import read_limits
 from tasks.workspace import open_workspace
 
 BUNDLE_FOLDER = "serving"
@@ -63,17 +64,18 @@ def run_service(ref: ProjectRef, *, host: str, port: int, bundle: Path | None = 
         ServiceError: the registry is away, and there is no bundle.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = read_serve_settings()
+    check_credentials()
+    limits, keys = read_limits(), ApiKeys(read_api_keys())
     project = ref.load(check_files=False)
     kept = Bundle(bundle or project.store.folder.absolute() / BUNDLE_FOLDER)
     metrics = Metrics()
     base = load_base(locate_base(project.base.id, data_root=project.data_root), project.base.revision)
-    engine = Engine(base, limits=settings.limits(), on_switch=metrics.switch, is_compiled=True)
-    service = Service(engine, RegistrySource(ref), limits=settings.limits(), metrics=metrics, bundle=kept)
+    engine = Engine(base, limits=limits, on_switch=metrics.switch, is_compiled=True)
+    service = Service(engine, RegistrySource(ref), limits=limits, metrics=metrics, bundle=kept)
     try:
         service.start()
     except ServiceError as error:
         raise ServiceError(f"{error}; and there is no release bundle in {kept.folder} to start from") from error
-    app = create_app(service, keys=ApiKeys(settings.keys()), title=f"ltsft: {project.name}")
+    app = create_app(service, keys=keys, title=f"ltsft: {project.name}")
     add_traces(app)
     serve_app(app, service, host=host, port=port)

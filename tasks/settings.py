@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -25,8 +27,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ltsft.errors import ConfigError
 from ltsft.serving.limits import Limits
+from tasks.credentials import check_credentials
 
-_KEY_LENGTH = 16
+_SERVE = "LTSFT_SERVE_"
+_OF_KUBERNETES = re.compile(rf"{_SERVE}(SERVICE_|PORT$|PORT_)")
+"""What Kubernetes puts into pods beside a service that is called ltsft-serve."""
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -97,54 +102,30 @@ class Settings(BaseSettings):
         return None if self.tracking_uri is not None else str(Path(store_folder).absolute() / "artifacts")
 
 
-class ServeSettings(BaseSettings):
-    """Settings of a server: ``LTSFT_SERVE_`` and the name of a limit in capitals, and who may ask.
+def read_limits(environment: Mapping[str, str] = os.environ) -> Limits:
+    """Read the limits of a server: ``LTSFT_SERVE_`` and the name of a limit in capitals (`ltsft.serving.limits`).
 
-    LTSFT_SERVE_API_KEYS        keys, separated by commas; everybody may ask without it
-    LTSFT_SERVE_API_KEYS_FILE   a file with a key a line, such as a mounted secret
-    LTSFT_SERVE_MAX_TEXTS, ...  see ltsft/serving/limits.py
+    Raises:
+        ConfigError: a value is not allowed, or a variable of this prefix is none of a server: a slip in the name of
+            ``LTSFT_SERVE_API_KEYS`` would open it to everybody.
     """
-
-    model_config = SettingsConfigDict(
-        env_prefix="LTSFT_SERVE_", extra="ignore", frozen=True, env_ignore_empty=True, hide_input_in_errors=True
-    )
-
-    api_keys: SecretStr | None = None
-    api_keys_file: Path | None = None
-
-    def keys(self) -> list[str]:
-        """Give the keys.
-
-        Raises:
-            ConfigError: the file cannot be read, or a key is shorter than 16 characters.
-        """
-        found = self.api_keys.get_secret_value().split(",") if self.api_keys else []
-        if self.api_keys_file is not None:
-            try:
-                found += self.api_keys_file.read_text(encoding="utf-8").splitlines()
-            except OSError as error:
-                raise ConfigError(f"LTSFT_SERVE_API_KEYS_FILE: {self.api_keys_file}: {error.strerror}") from error
-        keys = [key.strip() for key in found if key.strip()]
-        if any(len(key) < _KEY_LENGTH for key in keys):
-            raise ConfigError(f"an API key has at least {_KEY_LENGTH} characters; one of them is shorter")
-        return keys
-
-    def limits(self) -> Limits:
-        """Give the limits."""
-        prefix = "LTSFT_SERVE_"
-        given = {name: os.environ.get(f"{prefix}{name.upper()}") for name in Limits.model_fields}
-        try:
-            return Limits.model_validate({name: value for name, value in given.items() if value})
-        except ValidationError as error:
-            problems = "; ".join(
-                f"{prefix}{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors(include_input=False)
-            )
-            raise ConfigError(f"the environment has a wrong setting: {problems}") from None
-
-
-def read_serve_settings() -> ServeSettings:
-    """Read the settings of a server."""
-    return ServeSettings()
+    known = {f"{_SERVE}{name.upper()}": name for name in Limits.model_fields}
+    allowed = {*known, f"{_SERVE}API_KEYS", f"{_SERVE}API_KEYS_FILE"}
+    problems = [
+        f"{name}: there is no such setting; allowed are {', '.join(sorted(allowed))}"
+        for name in sorted(environment)
+        if name.upper().startswith(_SERVE) and name not in allowed and not _OF_KUBERNETES.match(name)
+    ]
+    given = {known[name]: value for name, value in environment.items() if name in known and value}
+    try:
+        limits = Limits.model_validate(given)
+    except ValidationError as error:
+        problems += [
+            f"{_SERVE}{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors(include_input=False)
+        ]
+    if problems:
+        raise ConfigError(f"the environment has a wrong setting: {'; '.join(problems)}")
+    return limits
 
 
 @cache
@@ -152,8 +133,9 @@ def read_settings() -> Settings:
     """Read the environment, the first time it is called.
 
     Raises:
-        ConfigError: a variable has a value that is not allowed; the value is not shown.
+        ConfigError: a variable has a value that is not allowed, or a secret is set and empty; no value is shown.
     """
+    check_credentials()
     try:
         return Settings()
     except ValidationError as error:

@@ -42,13 +42,14 @@ __all__ = ["create_app"]
 
 _Responses = dict[int | str, dict[str, Any]]
 _PROBLEMS: _Responses = {
-    400: {"description": "The body is not JSON"},
+    400: {"description": "The body is not JSON in UTF-8"},
     401: {"description": "No valid API key"},
     404: {"description": "Nothing is released for this language or target task; the message names what is"},
     405: {"description": "The route has another method"},
     408: {"description": "The body came too slowly"},
     409: {"description": "The target task takes another form of text; the message says which"},
     413: {"description": "The body is too large"},
+    415: {"description": "No content type, another one than JSON, another charset, or a packed body"},
     422: {"description": "The body has another form, a text is empty, too long or holds control characters"},
     429: {"description": "The queue is full; try again after the seconds in Retry-After"},
     500: {"description": "A mistake of the server"},

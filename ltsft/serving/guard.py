@@ -1,4 +1,4 @@
-"""What stands before the routes: the size and the time of a body, the measure of a request, and API keys."""
+"""What stands before the routes: what a body is, its size and time, the measure of a request, and API keys."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Iterable
+from email.message import Message as Header
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -76,10 +77,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
         begin, statuses = time.perf_counter(), [500]
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # what GET answers, without the body
+            scope = {**scope, "method": "GET"}
 
         async def told(message: Message) -> None:
             if message["type"] == "http.response.start":
                 statuses[0] = message["status"]
+            elif is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -93,6 +99,10 @@ class Guard:
                 send, 401, "no_key", "send a valid API key in the header X-API-Key", (b"www-authenticate", b"Bearer")
             )
             return
+        reason = _other_form(scope)
+        if reason:
+            await _refuse(send, 415, "unsupported_body", reason, (b"accept-encoding", b"identity"))
+            return
         try:
             body = await asyncio.wait_for(self._body(scope, receive), self._limits.request_seconds)
         except TimeoutError:
@@ -101,6 +111,9 @@ class Guard:
         if body is None:
             most = self._limits.max_body_bytes
             await _refuse(send, 413, "large_body", f"the body is larger than {most} bytes; send fewer texts at once")
+            return
+        if _takes_body(scope) and not _is_utf8(body):
+            await _refuse(send, 400, "not_json", "the body is not JSON, which is UTF-8; this is another encoding")
             return
         sent = False
 
@@ -126,6 +139,39 @@ class Guard:
             if len(body) > self._limits.max_body_bytes:
                 return None
         return bytes(body)
+
+
+def _takes_body(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"].startswith("/v1/") and scope["path"] != "/v1/models"
+
+
+def _other_form(scope: Scope) -> str:
+    """Say what hinders a body from being read; empty where nothing does. JSON is UTF-8 (RFC 8259, section 8.1)."""
+    if not _takes_body(scope):
+        return ""
+    headers = dict(scope["headers"])
+    packing = headers.get(b"content-encoding", b"identity").decode("latin-1").strip()
+    if packing.lower() not in ("identity", ""):
+        return f"the body is packed (Content-Encoding: {packing[:50]}); send it as it is"
+    told = headers.get(b"content-type", b"").decode("latin-1")
+    if not told.strip():
+        return "the request has no content type; send Content-Type: application/json"
+    read = Header()
+    read["content-type"] = told
+    kind = read.get_content_type()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        return f"the content type is {told[:50]}; send Content-Type: application/json"
+    charset = read.get_content_charset("utf-8")
+    if charset not in ("utf-8", "utf8", "us-ascii", "ascii"):
+        return f"the charset is {charset[:50]}; JSON is UTF-8"
+    return ""
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        return b"\0" not in body[:4] and body.decode("utf-8") is not None
+    except UnicodeDecodeError:
+        return False
 
 
 async def _refuse(send: Send, status: int, code: str, message: str, *more: tuple[bytes, bytes]) -> None:

@@ -3,20 +3,94 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
+from http import HTTPStatus
 from types import FrameType
+from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ltsft.errors import ConfigError
+from ltsft.serving.guard import problem
 from ltsft.serving.service import Service
 
 __all__ = ["add_traces", "serve_app"]
 
 _LOG = logging.getLogger(__name__)
+
+
+class _Config(uvicorn.Config):
+    """What uvicorn is told, and how long the headers of a request may take."""
+
+    def __init__(self, app: FastAPI, *, header_seconds: float, **more: Any) -> None:
+        super().__init__(app, http=_Bounded, **more)
+        self.header_seconds = header_seconds
+
+
+class _Bounded(H11Protocol):
+    """HTTP whose request headers come within a time; uvicorn itself waits for them for ever."""
+
+    config: _Config
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; the next request of a connection has its own time from its first byte on."""
+        if self.conn.their_state is h11.IDLE and self._late is None:
+            self._wait()
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        """Go on with the connection, where a part of the next request may have come already."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0] and self._late is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._late = self.loop.call_later(self.config.header_seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        self._late = None
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            return
+        self._refuse(408, "slow_headers", f"the headers did not come within {self.config.header_seconds:g} s")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, in the shape of every error."""
+        self._refuse(400, "not_http", "this is no valid HTTP request")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        body = json.dumps(problem(code, message))
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            "connection: close",
+        ]
+        self.transport.write("\r\n".join([*lines, "", body]).encode())
+        self.transport.close()
 
 
 class _Draining(uvicorn.Server):
@@ -54,8 +128,9 @@ def serve_app(app: FastAPI, service: Service, *, host: str, port: int) -> None:
     Raises:
         ConfigError: the address cannot be listened on.
     """
-    config = uvicorn.Config(
+    config = _Config(
         app,
+        header_seconds=service.limits.header_seconds,
         host=host,
         port=port,
         log_config=None,

@@ -125,6 +125,57 @@ def test_bad_input_is_a_4xx_in_one_shape_that_says_what_is_wrong(client: TestCli
     assert client.post("/v1/pos/aa", json={"text": "bako"}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "told"),
+    [
+        ({}, b'{"text": "bako"}', 415, "no content type; send Content-Type: application/json"),
+        ({"content-type": " "}, b'{"text": "bako"}', 415, "no content type"),
+        ({"content-type": "text/plain"}, b'{"text": "bako"}', 415, "the content type is text/plain"),
+        ({"content-type": ";;"}, b'{"text": "bako"}', 415, "the content type is ;;"),
+        ({"content-type": "application/json; charset=iso-8859-1"}, b'{"text": "bak\xf3"}', 415, "iso-8859-1"),
+        ({"content-type": "application/json; charset=UTF-16"}, b'{"text": "bako"}', 415, "the charset is utf-16"),
+        ({**JSON, "content-encoding": "gzip"}, b"\x1f\x8b\x08", 415, "packed (Content-Encoding: gzip)"),
+        ({**JSON, "content-encoding": "br, gzip"}, b"x", 415, "Content-Encoding: br, gzip"),
+        (JSON, '{"text": "bakó"}'.encode("latin-1"), 400, "JSON, which is UTF-8; this is another encoding"),
+        (JSON, '{"text": "bako"}'.encode("utf-16"), 400, "which is UTF-8"),
+        (JSON, '{"text": "bako"}'.encode("utf-32-le"), 400, "which is UTF-8"),
+        (JSON, '{"text": "bako"}'.encode("utf-8-sig"), 200, ""),
+        ({"content-type": 'Application/JSON; charset="UTF-8"'}, b'{"text": "bako"}', 200, ""),
+        ({"content-type": "application/problem+json"}, b'{"text": "bako"}', 200, ""),
+        ({**JSON, "content-encoding": "identity"}, b'{"text": "bako"}', 200, ""),
+    ],
+)
+def test_a_body_of_another_kind_is_told_as_what_it_is(
+    client: TestClient, headers: dict[str, str], body: bytes, status: int, told: str
+) -> None:
+    response = client.post("/v1/pos/aa", content=body, headers=headers)
+    assert response.status_code == status, response.text
+    if status >= 400:
+        assert told in problem(response)["message"]
+
+
+def test_every_page_answers_a_head_as_a_get_without_its_body(client: TestClient) -> None:
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/models"):
+        assert client.head(path).status_code == client.get(path).status_code == 200, path
+        assert client.head(path).content == b""
+        assert client.head(path).headers["content-type"] == client.get(path).headers["content-type"]
+    assert client.head("/v1/pos/aa").status_code == 405
+
+
+def test_every_key_is_compared_in_constant_time_whether_right_or_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hmac
+
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda a, b: (compared.append((a, b)), compare(a, b))[1])
+    keys = ApiKeys([KEY, "another-key-of-some-length", "a-third-key-of-some-length"])
+    for given_key, allowed in ((KEY, True), ("x", False), ("", False), (KEY[:-1], False)):
+        compared.clear()
+        assert keys.allow({"headers": [(b"x-api-key", given_key.encode())]}) is allowed
+        assert len(compared) == 3
+        assert {len(a) for pair in compared for a in pair} == {32}  # hashes: their length tells nothing of a key
+
+
 def test_a_body_without_a_length_is_bounded_too(client: TestClient) -> None:
     def endless() -> Iterator[bytes]:
         for _ in range(300):
