@@ -168,7 +168,7 @@ def _export_card(parts: Sequence[Part], base: BaseRef, rule: str, own_head: str 
     if own_head:
         loading = (
             f"its head is not one of transformers' ({own_head}): load it with\n"
-            "`ltsft.objectives.biaffine.load_parser`. The folder holds weights and settings alone, no code."
+            "`ltsft.load_parser`. The folder holds weights and settings alone, no code."
         )
     added = [f"| {sft.kind} | `{sft.subject}` | {shown_weight(weight)} | {sft.density:.4g} |" for sft, weight in parts]
     return "\n".join(

@@ -2,7 +2,8 @@
 
 The logged model is this file and a recipe; base and SFTs are fetched by whoever loads it, from where the recipe says:
 the base by its hub id or folder (``LTSFT_BASE`` names another place), the SFTs from the MLflow that the model came
-from. What is loaded is checked against the hashes in the recipe.
+from. What is loaded is checked against the hashes in the recipe. A copy of this file lives as long as the model: from
+us it imports `ltsft` alone, whose names stay.
 
     model = mlflow.pyfunc.load_model("models:/ud.pos.fo@champion")
     model.predict(pandas.DataFrame({"text": ["Hetta er ein roynd."]}))
@@ -19,10 +20,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
-from ltsft.errors import ServiceError
-from ltsft.release import ComposedPart, Release, Slot
-from ltsft.serving.answers import RefusedInputError
-from ltsft.serving.offline import OfflineModel
+from ltsft import ComposedPart, OfflineModel, RefusedInputError, Release, ServiceError, Slot
 
 
 class _CurrentMlflow:

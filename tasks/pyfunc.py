@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ltsft
+
 
 def save_pyfunc(
     folder: Path,
@@ -41,7 +43,7 @@ def save_pyfunc(
         artifacts=dict(artifacts),
         signature=ModelSignature(taken, given),
         input_example=pd.DataFrame(list(example)),
-        pip_requirements=["ltsft"],
+        pip_requirements=[f"ltsft=={ltsft.__version__}"],
         metadata=dict(metadata),
     )
 
