@@ -28,7 +28,7 @@ def test_a_face_says_which_name_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "__init__.pyi").write_text("from json import dumps as dumps\n", encoding="utf-8")
     load, names, listed = face("some.package", str(tmp_path / "__init__.py"))
     assert (load("dumps")([1]), names(), listed) == ("[1]", ["dumps"], ["dumps"])
-    with pytest.raises(AttributeError, match="'some[.]package' has no attribute 'loads'"):
+    with pytest.raises(AttributeError, match=r"'some[.]package' has no attribute 'loads'"):
         load("loads")
 
 
