@@ -21,6 +21,7 @@ from flows.evaluate_matrix import evaluate_matrix
 from ltsft.config import Project, ProjectRef
 from ltsft.errors import LtsftError
 from ltsft.plan import Step
+from tasks.deployed import deployment_name
 from tasks.launching import Launch, launch_all
 from tasks.matrix import gaps, read_matrix
 from tasks.progress import show
@@ -106,7 +107,8 @@ class _AsDeployments:
             parameters["only"] = list(only)
             told = json.dumps(parameters, sort_keys=True).encode()
             key += f"-{hashlib.sha256(told).hexdigest()[:16]}"  # an experiment has many such runs
-        failed = self._launch([Launch("evaluate-matrix/evaluate-matrix", "matrix", key, parameters)])
+        name = deployment_name("evaluate-matrix", open_workspace(project).project.name)
+        failed = self._launch([Launch(name, "matrix", key, parameters)])
         if failed:
             return failed
         found = gaps(read_matrix(open_workspace(project), failures))
@@ -121,13 +123,13 @@ class _AsDeployments:
         parameters: dict[str, Any] = {"project": project.model_dump(mode="json"), "language": product.language}
         if product.kind == "task":
             parameters |= {"target_task": product.target_task, "seed": product.seed}
-        name = f"adapt-{product.kind}"
+        name = deployment_name(f"adapt-{product.kind}", opened.name)
         needs = tuple(need for need in product.needs if need in made)
         recipe = opened.recipes[product.target_task or "language"]
         asked = {"gpu_count": recipe.processes, "nodes": recipe.nodes}
         variables = {variable: count for variable, count in asked.items() if count > 1}
         key = f"{opened.name}:{product.key}"
-        return Launch(f"{name}/{name}", product.subject, key, parameters, needs, variables)
+        return Launch(name, product.subject, key, parameters, needs, variables)
 
 
 def make_cells(make: Making, project: ProjectRef, cells: Iterable[str]) -> Failures:

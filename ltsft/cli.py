@@ -16,7 +16,6 @@ from rich.table import Table
 from ltsft.cli_experiments import experimenting
 from ltsft.cli_flows import run_flow, wants_bars
 from ltsft.cli_release import releasing
-from ltsft.config import ProjectRef
 from ltsft.console import (
     AsJson,
     BaseOption,
@@ -125,7 +124,7 @@ def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None
 
 @app.command()
 def bootstrap(
-    file: ProjectFile,
+    file: Annotated[Path, typer.Argument(envvar="LTSFT_PROJECT", help="The project file, such as configs/ud.yaml.")],
     root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path(),
     job_variables: Annotated[
         list[str] | None,
@@ -135,7 +134,21 @@ def bootstrap(
         list[str] | None, typer.Option("--pool-limit", help="Runs at once in a pool, as ltsft-gpu=8.")
     ] = None,
     pool_type: Annotated[str, typer.Option(help="kubernetes; or process, for Compose.")] = "kubernetes",
+    schedules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--schedule",
+            help="Another schedule, as watch-inbox=30s, retrain='0 2 * * 6' (UTC) or retrain=none.",
+        ),
+    ] = None,
     app_folder: Annotated[str, typer.Option(help="Where the code is in the image.")] = "/app",
+    run_file: Annotated[
+        str | None, typer.Option(help="Where flows find the project file, if it is not in the image as it is here.")
+    ] = None,
+    zombie_seconds: Annotated[
+        float,
+        typer.Option(min=10, help="A run that is silent for so long has crashed; it gives a sign every 30 s."),
+    ] = 120.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
 ) -> None:
     """Make Prefect, MLflow and the bucket ready for a project on a cluster; what is ready is not touched."""
@@ -143,12 +156,15 @@ def bootstrap(
         from tasks.bootstrapping import bootstrap as make_ready
 
         changes = make_ready(
-            ProjectRef(file=str(file)).load(),
+            file,
             root=root,
             job_variables=dict(map(_name_and_value, job_variables or ())),
             pool_limits={name: int(limit) for name, limit in map(_name_and_value, pool_limits or ())},
             pool_type=pool_type,
+            schedules={name: str(when) for name, when in map(_name_and_value, schedules or ())},
             app_folder=app_folder,
+            run_file=run_file,
+            zombie_seconds=zombie_seconds,
             dry_run=dry_run,
         )
     for change in changes:

@@ -11,6 +11,8 @@ from ltsft.errors import ServiceError
 from tasks.inbox import Arrival
 
 TEXT_ARRIVED = "ltsft.text.arrived"
+PROJECT_LABEL = "ltsft.project"
+"""Names the project that an event is about; automations match it."""
 
 
 def announce(project: ProjectRef, name: str, arrival: Arrival) -> None:
@@ -22,7 +24,7 @@ def announce(project: ProjectRef, name: str, arrival: Arrival) -> None:
     facts = {
         "prefect.resource.id": f"ltsft.language.{name}.{arrival.code}",
         "prefect.resource.name": arrival.name,
-        "ltsft.project": name,
+        PROJECT_LABEL: name,
         "ltsft.language": arrival.code,
     }
     event = Event(

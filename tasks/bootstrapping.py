@@ -1,80 +1,64 @@
-"""Making the services ready: work pools, deployments with their limits and schedules, automations, MLflow, the bucket.
+"""Making the services ready for a project: work pools, deployments, automations, MLflow, the bucket.
 
 Everything is compared with what is there; what is as it should be is not touched, so doing it twice changes nothing.
-What stands in Prefect besides, under other names, is left alone; a schedule or automation that somebody switched off
-stays off.
+Pools and the automation of zombies are shared by all projects of an installation; deployments, their schedules and
+triggers, the experiment and the bucket's folder are the project's own. What stands in Prefect besides, under other
+names, is left alone; a deployment, schedule or automation that somebody switched off stays off.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate, WorkPoolUpdate
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
-from prefect.client.schemas.responses import DeploymentResponse
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
-from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 
-from ltsft.config import Project
+from ltsft.config import Project, ProjectRef
 from ltsft.errors import ConfigError, ServiceError
+from tasks.automations import ZOMBIE_SECONDS, ensure_automation, zombie_automation
+from tasks.changes import Change, Doing
+from tasks.deploying import deploy, read_wanted
 from tasks.settings import Settings, read_settings
 from tasks.storage import Bucket
 from tasks.tracking import Tracker
 
-HEARTBEAT_SECONDS = 30
-"""Of the flow runs in the pods; stands in infra/work-pools, too."""
-ZOMBIE_SECONDS = 4 * HEARTBEAT_SECONDS
 EXPIRE_DAYS = {"leases": 30, "checkpoints": 30}
 INBOX_README = "inbox/README.md"
-_ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Change:
-    """Something that was, or would be, created or updated."""
-
-    verb: str
-    what: str
-    details: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        """Say it in a line."""
-        details = f" ({', '.join(self.details)})" if self.details else ""
-        return f"{self.verb} {self.what}{details}"
 
 
 def bootstrap(
-    project: Project,
+    file: Path,
     *,
     root: Path,
     job_variables: Mapping[str, Any] | None = None,
     app_folder: str = "/app",
+    run_file: str | None = None,
     pool_limits: Mapping[str, int] | None = None,
     pool_type: str = "kubernetes",
+    schedules: Mapping[str, str] | None = None,
+    zombie_seconds: float = ZOMBIE_SECONDS,
     dry_run: bool = False,
 ) -> list[Change]:
     """Create or update everything that a project needs in Prefect, MLflow and S3.
 
     Args:
-        project: whose MLflow experiment and bucket folders are made ready.
+        file: the project file. Data and base need not be here.
         root: folder with ``prefect.yaml`` and ``infra/work-pools``.
         job_variables: new defaults of variables of the pools, such as ``image``, or of one: ``ltsft-gpu.image``.
-        app_folder: where the pods find the code; ``/app`` in our image.
+        app_folder: where flows find the code; ``/app`` in our image.
+        run_file: where flows find the project file. Without it: a file under the root, where it is in the image, which
+            has the same tree in ``app_folder``; another one, where it is here.
         pool_limits: by pool, how many of its runs may run at once.
         pool_type: "kubernetes"; or "process", where a worker runs flows in its own container.
+        schedules: by deployment, another schedule than ``prefect.yaml`` says; see `tasks.deploying.parse_schedule`.
+        zombie_seconds: a run that is silent for so long has crashed.
         dry_run: only say what would change.
 
     Returns:
@@ -85,16 +69,22 @@ def bootstrap(
         ServiceError: a service cannot be reached or refuses.
     """
     settings = read_settings()
-    doing = _Doing(dry_run)
+    project = ProjectRef(file=str(file)).load(check_files=False)
+    wanted = read_wanted(
+        _read_yaml(root / "prefect.yaml")["deployments"],
+        project.name,
+        project_file=run_file or _where_runs_find(file, root),
+        app_folder=app_folder,
+        schedules=schedules or {},
+    )
+    doing = Doing(dry_run)
     try:
         with get_client(sync_client=True) as client:
             for file in sorted(root.glob("infra/work-pools/*.json")):
                 template = _template(file, pool_type, job_variables or {})
                 _pool(client, doing, file.stem, pool_type, template, (pool_limits or {}).get(file.stem))
-            spec = _read_yaml(root / "prefect.yaml")
-            for wanted in spec["deployments"]:
-                _deployment(client, doing, wanted, app_folder)
-            _automation(client, doing, zombie_automation())
+            deploy(client, doing, project.name, wanted)
+            ensure_automation(client, doing, zombie_automation(zombie_seconds))
     except httpx.HTTPError as error:
         shown = error.response.text[:500] if isinstance(error, httpx.HTTPStatusError) else str(error)
         raise ServiceError(
@@ -106,39 +96,19 @@ def bootstrap(
     return doing.changes
 
 
-def zombie_automation() -> AutomationCore:
-    """Give the automation that ends runs which have stopped to give signs of life.
+def _where_runs_find(file: Path, root: Path) -> str:
+    """Give the path of a project file as flows see it, which run in the app folder.
 
-    A run that was evicted and rescheduled says so (AwaitingRetry) and is not meant; a run that crashes in this way is
-    rescheduled by whoever started it, or by the reconciler.
+    Raises:
+        ConfigError: the file is neither under the root nor given by its full path.
     """
-    return AutomationCore(
-        name="ltsft zombie runs",
-        description="A run that gave no sign of life for four heartbeats has crashed.",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=ZOMBIE_SECONDS),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life for four heartbeats")],
+    if file.resolve().is_relative_to(root.resolve()):
+        return str(file.resolve().relative_to(root.resolve()))
+    if file.is_absolute():
+        return str(file)
+    raise ConfigError(
+        f"{file} is not under {root.resolve()}, which the image has, too; say with --run-file where flows find it"
     )
-
-
-class _Doing:
-    """What has to be done; does it, unless it is only asked."""
-
-    def __init__(self, dry_run: bool) -> None:
-        self.changes: list[Change] = []
-        self._dry_run = dry_run
-
-    def __call__(self, change: Change, act: Callable[[], object]) -> None:
-        self.changes.append(change)
-        if not self._dry_run:
-            act()
 
 
 def _template(file: Path, pool_type: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +131,7 @@ def _template(file: Path, pool_type: str, defaults: Mapping[str, Any]) -> dict[s
 
 
 def _pool(
-    client: SyncPrefectClient, doing: _Doing, name: str, pool_type: str, template: dict[str, Any], limit: int | None
+    client: SyncPrefectClient, doing: Doing, name: str, pool_type: str, template: dict[str, Any], limit: int | None
 ) -> None:
     try:
         there = client.read_work_pool(name)
@@ -179,127 +149,7 @@ def _pool(
         doing(Change("update", f"work pool {name}", tuple(differing)), lambda: client.update_work_pool(name, update))
 
 
-def _deployment(client: SyncPrefectClient, doing: _Doing, wanted: Mapping[str, Any], app_folder: str) -> None:
-    flow = cast("Flow[..., Any]", load_flow_from_entrypoint(wanted["entrypoint"], use_placeholder_flow=False))
-    name = f"{flow.name}/{wanted['name']}"
-    try:
-        there = client.read_deployment_by_name(name)
-    except ObjectNotFound:
-        there = None
-    facts = _facts(wanted, flow, app_folder)
-    if there is None:
-        doing(Change("create", f"deployment {name}"), lambda: _create(client, flow, wanted, facts))
-    else:
-        differing = _differing(there, facts)
-        if differing:
-            doing(Change("update", f"deployment {name}", differing), lambda: _create(client, flow, wanted, facts))
-        schedules = _schedules(wanted)
-        if _comparable(there.schedules) != _comparable(schedules):
-            deployment_id = there.id
-            update = DeploymentUpdate(schedules=schedules)
-            doing(
-                Change("update", f"schedules of deployment {name}"),
-                lambda: client.update_deployment(deployment_id, update),
-            )
-    for trigger in wanted.get("triggers", ()):
-        _trigger(client, doing, name, trigger)
-
-
-def _facts(wanted: Mapping[str, Any], flow: Flow[..., Any], app_folder: str) -> dict[str, Any]:
-    limit, options = wanted.get("concurrency_limit"), None
-    if isinstance(limit, Mapping):
-        options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy(limit["collision_strategy"]))
-        limit = limit["limit"]
-    return {
-        "entrypoint": wanted["entrypoint"],
-        "description": wanted.get("description"),
-        "tags": wanted.get("tags", []),
-        "parameters": wanted.get("parameters", {}),
-        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
-        "enforce_parameter_schema": True,
-        "work_pool_name": wanted["work_pool"]["name"],
-        "job_variables": wanted["work_pool"].get("job_variables", {}),
-        "concurrency_limit": limit,
-        "concurrency_options": options,
-        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": app_folder}}],
-    }
-
-
-def _create(client: SyncPrefectClient, flow: Flow[..., Any], wanted: Mapping[str, Any], facts: dict[str, Any]) -> None:
-    flow_id = client.create_flow(flow)
-    schedules = _schedules(wanted)
-    client.create_deployment(flow_id, wanted["name"], path=".", schedules=schedules, paused=False, **facts)
-
-
-def _differing(there: DeploymentResponse, facts: Mapping[str, Any]) -> tuple[str, ...]:
-    is_limit = there.global_concurrency_limit
-    now: dict[str, Any] = {
-        **there.model_dump(include={*facts} - {"concurrency_limit", "concurrency_options", "pull_steps"}),
-        "concurrency_limit": is_limit.limit if is_limit is not None else None,
-        "concurrency_options": there.concurrency_options,
-        "pull_steps": there.pull_steps,
-    }
-    return tuple(name for name, value in facts.items() if now.get(name) != value)
-
-
-def _schedules(wanted: Mapping[str, Any]) -> list[Any]:
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-
-    made = []
-    for row in wanted.get("schedules", ()):
-        schedule = (
-            CronSchedule(cron=row["cron"], timezone=row.get("timezone", "UTC"))
-            if "cron" in row
-            else IntervalSchedule(interval=timedelta(seconds=row["interval"]), anchor_date=_ANCHOR)
-        )
-        made.append(DeploymentScheduleCreate(schedule=schedule, active=True))
-    return made
-
-
-def _comparable(schedules: Sequence[Any]) -> list[Any]:
-    """Give when schedules run; not whether they are active, which people switch."""
-    rows = [schedule.schedule.model_dump(mode="json", include={"cron", "interval"}) for schedule in schedules]
-    return sorted(rows, key=str)
-
-
-def _trigger(client: SyncPrefectClient, doing: _Doing, name: str, row: Mapping[str, Any]) -> None:
-    trigger = DeploymentEventTrigger.model_validate(row)
-    try:
-        trigger.set_deployment_id(client.read_deployment_by_name(name).id)
-    except ObjectNotFound:  # only asked, and not there yet
-        doing(Change("create", f"automation {trigger.name}"), lambda: None)
-        return
-    _automation(client, doing, trigger.as_automation())
-
-
-def _automation(client: SyncPrefectClient, doing: _Doing, wanted: AutomationCore) -> None:
-    there = client.read_automations_by_name(wanted.name)
-    if not there:
-        doing(Change("create", f"automation {wanted.name}"), lambda: client.create_automation(wanted))
-        return
-    found = there[0]
-    if _plain(found) != _plain(wanted):
-        doing(
-            Change("update", f"automation {wanted.name}"),
-            lambda: client.update_automation(found.id, wanted.model_copy(update={"enabled": found.enabled})),
-        )
-
-
-def _plain(automation: AutomationCore) -> Any:
-    """Give what an automation does; the server adds ids, and leaves out what is not set."""
-
-    def without_ids(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: without_ids(v) for k, v in sorted(value.items()) if k != "id" and v not in (None, [], {})}
-        if isinstance(value, list):
-            return sorted((without_ids(v) for v in value), key=str)
-        return value
-
-    return without_ids(automation.model_dump(mode="json", include={"name", "description", "trigger", "actions"}))
-
-
-def _experiment(doing: _Doing, project: Project, settings: Settings) -> None:
+def _experiment(doing: Doing, project: Project, settings: Settings) -> None:
     if not Tracker.exists(project.name, project.store.folder, settings=settings):
         location = settings.resolve_artifact_location(project.store.folder) or "where the server keeps them"
         doing(
@@ -308,7 +158,7 @@ def _experiment(doing: _Doing, project: Project, settings: Settings) -> None:
         )
 
 
-def _bucket(doing: _Doing, project: Project, location: str) -> None:
+def _bucket(doing: Doing, project: Project, location: str) -> None:
     bucket = Bucket(location) / project.name
     if not bucket.exists():
         doing(Change("create", f"bucket {bucket.bucket}"), lambda: bucket.create(expire_days=EXPIRE_DAYS))

@@ -28,11 +28,11 @@ from prefect.states import Crashed
 
 from ltsft.errors import ServiceError
 from tasks.cluster import Job, delete_job
+from tasks.deployed import TAG
 from tasks.launching import has_crashed, reschedule_crashed
 from tasks.records import OpenRun
 from tasks.tracking import Tracker
 
-TAG = "ltsft"
 _RECENT = timedelta(days=2)
 _PAGE = 200
 

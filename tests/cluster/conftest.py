@@ -212,9 +212,10 @@ class Rig:
                     raise
             time.sleep(1)
 
-    def run(self, deployment: str, **parameters: Any) -> str:
-        """Start a deployment; gives the id of the flow run."""
-        found = self.ask("GET", f"/deployments/name/{deployment}/{deployment}")
+    def run(self, flow: str, **parameters: Any) -> str:
+        """Start the deployment of a flow for the project; gives the id of the flow run."""
+        project = yaml.safe_load(Path(parameters["project"]["file"]).read_text())["name"]
+        found = self.ask("GET", f"/deployments/name/{flow}/{project}")
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         return str(self.ask("POST", f"/deployments/{found['id']}/create_flow_run", json=body)["id"])
 
@@ -322,7 +323,7 @@ def cluster(rig: Rig, project: Path) -> Iterator[Rig]:
     if "ltsft-gpu" not in rig.processes:
         rig.start_workers()
     for name in ("evaluate-matrix", "retrain", "watch-inbox", "reconcile"):  # only what a test starts runs
-        found = rig.ask("GET", f"/deployments/name/{name}/{name}")
+        found = rig.ask("GET", f"/deployments/name/{name}/{yaml.safe_load(project.read_text())['name']}")
         rig.ask("POST", f"/deployments/{found['id']}/pause_deployment")
         rig.ask("POST", f"/deployments/{found['id']}/resume_deployment")
         for schedule in found["schedules"]:
