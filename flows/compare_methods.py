@@ -14,7 +14,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
-from flows.making import experiment_state, make_cells, making
+from flows.making import experiment_state, make_cells
 from ltsft.comparison import Comparison, MethodScores
 from ltsft.comparison import compare_methods as compare
 from ltsft.config import ProjectRef
@@ -69,7 +69,9 @@ def _compare(
     variants = {
         name: method_variant(project, target_task, name, seeds=seeds, is_reference=name == reference) for name in names
     }
-    make = making()
+    asked = open_workspace(project)
+    target = asked.project.target_tasks[target_task]
+    wanted = languages or [code for code in target.test if code not in target.sources]
     failures: dict[str, str] = {}
     scored: list[MethodScores] = []
     keys: dict[str, str] = {}
@@ -77,30 +79,27 @@ def _compare(
         get_run_logger().info("method %d of %d: %s", number, len(variants), method)
         show(f"method {number} of {len(variants)}: {method}")
         workspace = open_workspace(ref)
-        target = workspace.project.target_tasks[target_task]
-        wanted = languages or [code for code in target.test if code not in target.sources]
-        missing = make_cells(make, ref, [s.product.subject for s in cell_steps(workspace, target, wanted)])
+        cells = cell_steps(workspace, workspace.project.target_tasks[target_task], wanted)
+        missing = make_cells(ref, cells)
         failures |= {f"{method}: {subject}": reason for subject, reason in missing.items()}
-        workspace = open_workspace(ref)
-        for code, (record, cell) in read_cells(workspace, cell_steps(workspace, target, wanted)).items():
+        for code, (record, cell) in read_cells(workspace, cells).items():
             scores = {seed: cell.metrics[f"score.seed.{seed}"] for seed in cell.outcomes}
             scored.append(MethodScores(method, code, scores, cell.outcomes, cell.metrics.get("score_supervised")))
             keys[f"{method} {code}"] = record.key
-    workspace = open_workspace(project)
-    gate = workspace.project.gates.release
+    gate = asked.project.gates.release
     comparison = compare(
         scored,
         reference=reference,
         target_task=target_task,
-        metric=OBJECTIVES[workspace.project.target_tasks[target_task].objective].metric,
-        names={code: language.name for code, language in workspace.project.languages.items()},
+        metric=OBJECTIVES[target.objective].metric,
+        names={code: language.name for code, language in asked.project.languages.items()},
         confidence=gate.confidence,
         resamples=gate.resamples,
         gaps=failures,
-        artificial=workspace.project.artificial,
+        artificial=asked.project.artificial,
     )
     show(f"comparison {target_task}")
-    log_experiment(workspace, _reported(comparison, keys, failures))
+    log_experiment(asked, _reported(comparison, keys, failures))
     return comparison, failures
 
 

@@ -17,7 +17,7 @@ from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
 from ltsft.plan import Step
 from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, score_cell
-from tasks.matrix import gaps, matrix_key, matrix_parts, read_matrix
+from tasks.matrix import matrix_key, matrix_parts
 from tasks.progress import show
 from tasks.validation import validate_test
 from tasks.workspace import Workspace, open_workspace
@@ -26,16 +26,13 @@ from tasks.workspace import Workspace, open_workspace
 @flow(name="evaluate-matrix", flow_run_name="evaluate-matrix {project.file}", validate_parameters=True)
 def evaluate_matrix(
     project: ProjectRef, failures: Mapping[str, str] | None = None, only: list[str] | None = None
-) -> dict[str, str]:
+) -> None:
     """Score what is not up to date and report the whole matrix.
 
     Args:
         project: the project.
         failures: by subject of an SFT, why it could not be made; shown in the gaps of the matrix.
         only: subjects of the cells to score, of which no matrix is reported; all of them, and the matrix, when None.
-
-    Returns:
-        The gaps: by subject of the cell, why it has no score.
     """
     workspace = open_workspace(project)
     reasons = dict(failures or {})
@@ -50,12 +47,9 @@ def evaluate_matrix(
         except LtsftError as error:
             get_run_logger().error("%s has no score: %s", step.product.subject, error)
             reasons[step.product.subject] = str(error)
-    if only is not None:
-        return {subject: reason for subject, reason in gaps(read_matrix(workspace, reasons)).items() if subject in only}
-    show("matrix")
-    scored = assemble_matrix(workspace, reasons)
-    _report(workspace, scored)
-    return gaps(scored.matrix)
+    if only is None:
+        show("matrix")
+        _report(workspace, assemble_matrix(workspace, reasons))
 
 
 def _score(workspace: Workspace, step: Step) -> None:

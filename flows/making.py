@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
@@ -18,9 +19,9 @@ from prefect.states import Completed, Failed
 from flows.adapt_language import adapt_language
 from flows.adapt_task import adapt_task
 from flows.evaluate_matrix import evaluate_matrix
-from ltsft.config import Project, ProjectRef
+from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
-from ltsft.plan import Step
+from ltsft.plan import Plan, Step
 from tasks.deployed import deployment_name
 from tasks.launching import Launch, launch_all
 from tasks.matrix import gaps, read_matrix
@@ -32,35 +33,70 @@ Failures = dict[str, str]
 """By subject of a product, why it could not be made."""
 
 
-class Making(Protocol):
-    """A way of making products."""
+class Making(ABC):
+    """A way of making the products of a project, as the project stands when this is made.
 
-    def train(self, project: ProjectRef, steps: Sequence[Step]) -> Failures:
-        """Make the SFTs of these steps, each after those that it needs."""
-        ...
+    A flow plans once. What arrives or changes while it runs is seen by the runs that it starts, which plan anew, but is
+    not what this flow has to answer for.
 
-    def evaluate(
-        self, project: ProjectRef, failures: Mapping[str, str], *, only: Sequence[str] | None = None
-    ) -> Failures:
-        """Score what is not up to date and report the matrix; gives its gaps.
+    Args:
+        project: the project.
+
+    Attributes:
+        left: subjects that have no score and are left to the next run; known once the matrix is evaluated.
+    """
+
+    def __init__(self, project: ProjectRef) -> None:
+        self.project = project
+        self.workspace = open_workspace(project)
+        self.left: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> Plan:
+        """What there is to do."""
+        return self.workspace.plan
+
+    @abstractmethod
+    def train(self, steps: Sequence[Step]) -> Failures:
+        """Make the SFTs of these steps, each after those that it needs; give what could not be made."""
+
+    def evaluate(self, failures: Mapping[str, str], *, only: Sequence[str] | None = None) -> Failures:
+        """Score what is not up to date and report the matrix.
 
         Args:
-            project: the project.
             failures: by subject of an SFT, why it could not be made.
             only: subjects of the cells to score, without a report; None for all of them.
+
+        Returns:
+            All that could not be made, the SFTs included; cells that this flow did not plan are left out.
         """
-        ...
+        if why := self._score(failures, None if only is None else list(only)):
+            return {**failures, "matrix": why}
+        return self._outstanding(failures)
+
+    @abstractmethod
+    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> str:
+        """Run `evaluate_matrix`; give why it failed, nothing if it did not."""
+
+    def _outstanding(self, failures: Mapping[str, str]) -> Failures:
+        """Give what of the plan could not be made, for the same inputs; say what is left to the next run."""
+        now = open_workspace(self.project)
+        found = {**failures, **gaps(read_matrix(now, failures))}
+        keys = {step.product.subject: step.product.key for step in now.plan.steps}
+        planned = {step.product.subject: step.product.key for step in self.plan.steps}
+        self.left = tuple(subject for subject in found if planned.get(subject) != keys.get(subject))
+        return {subject: reason for subject, reason in found.items() if subject not in self.left}
 
 
-def making() -> Making:
+def making(project: ProjectRef) -> Making:
     """Give the way that the settings name."""
-    return _AsDeployments() if read_settings().trainings == "deployments" else _Here()
+    return _AsDeployments(project) if read_settings().trainings == "deployments" else _Here(project)
 
 
-class _Here:
+class _Here(Making):
     """One after the other, each as a flow run of its own in this process."""
 
-    def train(self, project: ProjectRef, steps: Sequence[Step]) -> Failures:
+    def train(self, steps: Sequence[Step]) -> Failures:
         failures: Failures = {}
         for step in steps:
             subject = step.product.subject
@@ -71,81 +107,90 @@ class _Here:
                 continue
             get_run_logger().info("%s: %s", subject, "; ".join(step.reasons))
             show(subject)
-            state = self._start(step, project)
+            state = self._start(step)
             if not state.is_completed():
                 failures[subject] = _why(state)
         return failures
 
-    def evaluate(
-        self, project: ProjectRef, failures: Mapping[str, str], *, only: Sequence[str] | None = None
-    ) -> Failures:
-        state: State[Any] = evaluate_matrix(project, failures, None if only is None else list(only), return_state=True)
-        return state.result() if state.is_completed() else {"matrix": _why(state)}
+    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> str:
+        state: State[Any] = evaluate_matrix(self.project, failures, only, return_state=True)
+        return "" if state.is_completed() else _why(state)
 
-    def _start(self, step: Step, project: ProjectRef) -> State[Any]:
+    def _start(self, step: Step) -> State[Any]:
         product = step.product
         if product.kind == "language":
-            return adapt_language(project, product.language, return_state=True)
+            return adapt_language(self.project, product.language, return_state=True)
         start: Callable[..., State[Any]] = adapt_task
-        return start(project, str(product.target_task), product.language, product.seed, return_state=True)
+        return start(self.project, str(product.target_task), product.language, product.seed, return_state=True)
 
 
-class _AsDeployments:
+class _AsDeployments(Making):
     """All that can be made at the same time at once; the pools say how many run."""
 
-    def train(self, project: ProjectRef, steps: Sequence[Step]) -> Failures:
+    def train(self, steps: Sequence[Step]) -> Failures:
         made = {step.product.subject for step in steps}
-        opened = open_workspace(project).project
-        return self._launch([self._launch_of(step, project, opened, made) for step in steps])
+        return self._launch([self._launch_of(step, made) for step in steps])
 
-    def evaluate(
-        self, project: ProjectRef, failures: Mapping[str, str], *, only: Sequence[str] | None = None
-    ) -> Failures:
-        parameters: dict[str, Any] = {"project": project.model_dump(mode="json"), "failures": dict(failures)}
+    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> str:
+        parameters: dict[str, Any] = {"project": self.project.model_dump(mode="json"), "failures": dict(failures)}
         key = f"matrix-of-{flow_run.get_id()}"
         if only is not None:
-            parameters["only"] = list(only)
+            parameters["only"] = only
             told = json.dumps(parameters, sort_keys=True).encode()
             key += f"-{hashlib.sha256(told).hexdigest()[:16]}"  # an experiment has many such runs
-        name = deployment_name("evaluate-matrix", open_workspace(project).project.name)
-        failed = self._launch([Launch(name, "matrix", key, parameters)])
-        if failed:
-            return failed
-        found = gaps(read_matrix(open_workspace(project), failures))
-        return {subject: reason for subject, reason in found.items() if only is None or subject in only}
+        name = deployment_name("evaluate-matrix", self.workspace.project.name)
+        return self._launch([Launch(name, "matrix", key, parameters)]).get("matrix", "")
 
     def _launch(self, launches: Sequence[Launch]) -> Failures:
         settings = read_settings()
         return launch_all(launches, crashes=settings.crashes, poll_seconds=settings.poll_seconds)
 
-    def _launch_of(self, step: Step, project: ProjectRef, opened: Project, made: set[str]) -> Launch:
-        product = step.product
-        parameters: dict[str, Any] = {"project": project.model_dump(mode="json"), "language": product.language}
+    def _launch_of(self, step: Step, made: set[str]) -> Launch:
+        product, project = step.product, self.workspace.project
+        parameters: dict[str, Any] = {"project": self.project.model_dump(mode="json"), "language": product.language}
         if product.kind == "task":
             parameters |= {"target_task": product.target_task, "seed": product.seed}
-        name = deployment_name(f"adapt-{product.kind}", opened.name)
+        name = deployment_name(f"adapt-{product.kind}", project.name)
         needs = tuple(need for need in product.needs if need in made)
-        recipe = opened.recipes[product.target_task or "language"]
+        recipe = project.recipes[product.target_task or "language"]
         asked = {"gpu_count": recipe.processes, "nodes": recipe.nodes}
         variables = {variable: count for variable, count in asked.items() if count > 1}
-        key = f"{opened.name}:{product.key}"
+        key = f"{project.name}:{product.key}"
         return Launch(name, product.subject, key, parameters, needs, variables)
 
 
-def make_cells(make: Making, project: ProjectRef, cells: Iterable[str]) -> Failures:
-    """Make some cells of a project and everything that they are made from; give what could not be made, and why."""
-    wanted = set(cells)
-    plan = open_workspace(project).plan
-    needed = plan.with_needs(wanted)
-    stale = [step for step in plan.steps if step.product.subject in needed and not step.is_up_to_date]
-    failures = make.train(project, [step for step in stale if step.product.kind != "cell"])
+def make_cells(project: ProjectRef, cells: Iterable[Step]) -> Failures:
+    """Make some cells of a project and everything that they are made from; give what could not be made, and why.
+
+    Args:
+        project: the project.
+        cells: as the experiment planned them; one whose inputs changed since could not be made.
+    """
+    make = making(project)
+    planned = {step.product.subject: step.product.key for step in cells}
+    needed = make.plan.with_needs(planned)
+    stale = [step for step in make.plan.steps if step.product.subject in needed and not step.is_up_to_date]
+    failures = make.train([step for step in stale if step.product.kind != "cell"])
     unscored = [step.product.subject for step in stale if step.product.kind == "cell"]
-    return failures | (make.evaluate(project, failures, only=unscored) if unscored else {})
+    if unscored:
+        missing = make.evaluate(failures, only=unscored)
+        failures = {subject: reason for subject, reason in missing.items() if subject in (*needed, "matrix")}
+    if "matrix" in failures:
+        return failures
+    made = {record.key for record in make.workspace.tracker.records(kind="cell")}
+    lost = [subject for subject, key in planned.items() if key not in made and subject not in failures]
+    return failures | dict.fromkeys(lost, "its data or recipe changed while this ran; start it again")
 
 
 def listed(failures: Mapping[str, str]) -> str:
     """Give a line for each product that could not be made."""
     return "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
+
+
+def told_left(subjects: Iterable[str]) -> str:
+    """Say what arrived or changed while a flow ran; nothing if that was nothing."""
+    told = ", ".join(subjects)
+    return f"; arrived or changed meanwhile and left to the next run: {told}" if told else ""
 
 
 def experiment_state(tables: Sequence[str], failures: Mapping[str, str]) -> State[Any]:

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.making import listed, making
+from flows.making import listed, making, told_left
 from flows.promote import offer_slot
 from ltsft.config import ProjectRef
 from ltsft.errors import ReleaseError
@@ -31,18 +31,18 @@ def onboard_language(project: ProjectRef, language: str) -> State[Any]:
         Completed, with what the gates say of each cell, or Failed with what failed and why. A language without test
         data has no cells, only its SFT.
     """
-    plan = open_workspace(project).plan
-    wanted = _row(plan, language)
-    stale = [step for step in plan.steps if step.product.subject in wanted and not step.is_up_to_date]
+    make = making(project)
+    wanted = _row(make.plan, language)
+    stale = [step for step in make.plan.steps if step.product.subject in wanted and not step.is_up_to_date]
     get_run_logger().info("%s: %d products are to be made", language, len(stale))
-    make = making()
-    failures = make.train(project, [step for step in stale if step.product.kind != "cell"])
-    gaps = make.evaluate(project, failures)
-    failures |= {subject: reason for subject, reason in gaps.items() if subject in wanted or subject == "matrix"}
+    missing = make.evaluate(make.train([step for step in stale if step.product.kind != "cell"]))
+    failures = {subject: reason for subject, reason in missing.items() if subject in wanted or subject == "matrix"}
     offered = _offer(project, language)
     if failures:
         return Failed(message=f"{language}: {len(failures)} products could not be made:\n{listed(failures)}{offered}")
-    return Completed(message=f"{language}: {', '.join(sorted(wanted))} are up to date{offered}")
+    left = wanted.intersection(make.left)
+    made = ", ".join(sorted(wanted - left)) or "nothing"
+    return Completed(message=f"{language}: {made} are up to date{told_left(sorted(left))}{offered}")
 
 
 def _offer(project: ProjectRef, language: str) -> str:

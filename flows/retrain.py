@@ -2,7 +2,8 @@
 
 Reads the project file and everything that it names; writes MLflow runs and, where releases are asked for, versions and
 aliases in the registry. What is up to date is not touched; what fails does not stop the others, and the run as a whole
-ends as failed. Locally: ``ltsft run PROJECT``, which leaves releases to ``ltsft promote``.
+ends as failed. What arrives or changes meanwhile is the next run's work. Locally: ``ltsft run PROJECT``, which leaves
+releases to ``ltsft promote``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from flows.making import listed, making
+from flows.making import listed, making, told_left
 from flows.promote import promote
 from ltsft.config import ProjectRef
-from tasks.workspace import open_workspace
 
 
 @flow(name="retrain", flow_run_name="retrain {project.file}", validate_parameters=True)
@@ -32,12 +32,11 @@ def retrain(project: ProjectRef, release: bool = False) -> State[Any]:
     Returns:
         Completed, or Failed with what failed and why.
     """
-    plan = open_workspace(project).plan
+    make = making(project)
+    plan = make.plan
     get_run_logger().info("%d of %d products are to be made", len(plan.stale), len(plan.steps))
-    make = making()
     sfts = [step for step in (*plan.of_kind("language"), *plan.of_kind("task")) if not step.is_up_to_date]
-    failures = make.train(project, sfts)
-    failures |= make.evaluate(project, failures)
+    failures = make.evaluate(make.train(sfts))
     released = ""
     if release:
         outcome = promote(project, reason="retrain", return_state=True)
@@ -47,4 +46,6 @@ def retrain(project: ProjectRef, release: bool = False) -> State[Any]:
         return Failed(
             message=f"{len(failures)} of {len(plan.steps)} products could not be made:\n{listed(failures)}{released}"
         )
-    return Completed(message=f"all {len(plan.steps)} products are up to date{released}")
+    made = [step for step in plan.steps if step.product.subject not in make.left]
+    told = "all" if len(made) == len(plan.steps) else f"{len(made)} of"
+    return Completed(message=f"{told} {len(plan.steps)} products are up to date{told_left(make.left)}{released}")

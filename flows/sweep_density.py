@@ -14,7 +14,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
-from flows.making import experiment_state, make_cells, making
+from flows.making import experiment_state, make_cells
 from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
 from ltsft.experiment_figures import sweep_figure
@@ -71,7 +71,9 @@ def _sweep(
     languages: Sequence[str] | None,
 ) -> tuple[DensitySweep, dict[str, str]]:
     variants = density_variants(project, target_task, language=language_densities, task=task_densities)
-    make = making()
+    asked = open_workspace(project)
+    target = asked.project.target_tasks[target_task]
+    wanted = languages or list(target.test)
     failures: dict[str, str] = {}
     cells: dict[tuple[float, float], dict[str, ScoredCell]] = {}
     fits: dict[tuple[float, float], tuple[float, float]] = {}
@@ -81,33 +83,30 @@ def _sweep(
         get_run_logger().info("pair %d of %d: %s", number, len(variants), name)
         show(f"pair {number} of {len(variants)}: {name}")
         workspace = open_workspace(ref)
-        target = workspace.project.target_tasks[target_task]
-        wanted = languages or list(target.test)
-        missing = make_cells(make, ref, [step.product.subject for step in cell_steps(workspace, target, wanted)])
+        varied = workspace.project.target_tasks[target_task]
+        steps = cell_steps(workspace, varied, wanted)
+        missing = make_cells(ref, steps)
         failures |= {f"{name}: {subject}": reason for subject, reason in missing.items()}
-        workspace = open_workspace(ref)
-        found = read_cells(workspace, cell_steps(workspace, target, wanted))
+        found = read_cells(workspace, steps)
         cells[pair] = {code: cell for code, (_, cell) in found.items()}
         keys |= {f"{name} {code}": record.key for code, (record, _) in found.items()}
         if found:
             try:
-                fits[pair] = measure_fit(workspace, target)
+                fits[pair] = measure_fit(workspace, varied)
             except LtsftError as error:
                 failures[f"fit {target_task} {name}"] = str(error)
-    workspace = open_workspace(project)
-    target = workspace.project.target_tasks[target_task]
     sweep = sweep_points(
         cells,
         fits,
         target_task=target_task,
         metric=OBJECTIVES[target.objective].metric,
-        languages=[code for code in languages or target.test if code not in target.sources],
+        languages=[code for code in wanted if code not in target.sources],
         source=target.source_language,
         gaps=failures,
-        artificial=workspace.project.artificial,
+        artificial=asked.project.artificial,
     )
     show(f"density sweep {target_task}")
-    log_experiment(workspace, _reported(sweep, keys, fits, failures))
+    log_experiment(asked, _reported(sweep, keys, fits, failures))
     return sweep, failures
 
 
