@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PROXY_BYTES = 100_000_000
 """The largest file that goes through a tracking server."""
+_LOG = logging.getLogger(__name__)
 
 
 class RunHandle:
@@ -136,6 +138,14 @@ class RunHandle:
         """Say that the work was cut off; the next attempt goes on in this run."""
         self.set_tags({FAILURE: reason, NOTE: f"**Interrupted; the next attempt goes on from here.** {reason}"})
         self._end("KILLED")
+
+    def hand_over(self, reason: str) -> None:
+        """Say that the work was cut off, if MLflow can be told, and leave the run alone from now on."""
+        try:
+            self.interrupt(reason)
+        except ServiceError as error:
+            _LOG.warning("run %r is left open: %s", self.name, error)
+        self._has_ended = True
 
     def __enter__(self) -> RunHandle:
         return self

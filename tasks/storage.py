@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -51,10 +52,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Stored:
-    """The content of a small object, and the mark that tells this version from others."""
+    """The content of a small object, and the mark that tells this version from others.
+
+    Attributes:
+        data: the content.
+        etag: of this version.
+        age_seconds: how long ago it was written when it was read, by the clock of S3; None if S3 did not say.
+    """
 
     data: bytes
     etag: str
+    age_seconds: float | None = None
 
 
 class Bucket:
@@ -122,7 +130,7 @@ class Bucket:
             with self._service("read", name):
                 try:
                     answer = _client().get_object(Bucket=self.bucket, Key=self._key(name))
-                    return Stored(answer["Body"].read(), str(answer["ETag"]))
+                    return Stored(answer["Body"].read(), str(answer["ETag"]), _age(answer))
                 except Exception as error:
                     if _status(error) == 404:
                         return None
@@ -439,6 +447,14 @@ def _client() -> Any:
     )
     session = boto3.session.Session()
     return session.client("s3", config=config, region_name=session.region_name or "us-east-1")
+
+
+def _age(answer: Mapping[str, Any]) -> float | None:
+    """Give how old an object was when S3 answered."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    if date is None or answer.get("LastModified") is None:
+        return None
+    return float((parsedate_to_datetime(date) - answer["LastModified"]).total_seconds())
 
 
 def _place() -> dict[str, Any]:

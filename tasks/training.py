@@ -13,6 +13,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from ltsft.config import Language
+from ltsft.errors import InterruptedTraining
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.heap import return_memory
@@ -105,8 +106,15 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any
             learnt_by = method_named(sft.method).summary
             return save_sft(sft, folder / SFT_FOLDER, values=recipe.values, learnt_by=learnt_by)
 
+    def train_or_hand_over(should_stop: Callable[[], bool]) -> Path:
+        try:
+            return train(should_stop)
+        except InterruptedTraining as stopped:  # its checkpoint is safe; Prefect may need half a minute for all else
+            workspace.hand_over(product.key, run, str(stopped))
+            raise
+
     try:
-        return run_stoppable(train)
+        return run_stoppable(train_or_hand_over)
     finally:
         return_memory()
 

@@ -167,6 +167,22 @@ class Workspace:
         if key in self._leases:
             self._leases[key].check()
 
+    def hand_over(self, key: str, run: RunHandle, reason: str) -> None:
+        """Let another attempt go on at once, where it may run on another machine: this one writes nothing any more.
+
+        The run is closed before the key is given back, and left alone from then on. Until its process ends this attempt
+        may linger, for Prefect to tell its state and for its pod to go.
+
+        Args:
+            key: that is claimed.
+            run: of the product.
+            reason: why this attempt ends.
+        """
+        if key in self._leases:
+            run.hand_over(reason)
+            self._leases[key].release()
+            _LOG.warning("%s: the key is given back, another attempt can go on", run.name)
+
     @contextmanager
     def _leased(self, bucket: Bucket, key: str, subject: str) -> Iterator[None]:
         with leased(bucket, key, subject, term_seconds=read_settings().lease_seconds) as lease:

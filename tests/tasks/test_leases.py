@@ -100,3 +100,30 @@ def test_of_many_at_once_never_two_hold(bucket: Bucket) -> None:
         thread.join(timeout=60)
 
     assert most == [1]
+
+
+def test_the_silence_of_a_holder_counts_from_its_last_renewal_and_not_from_the_first_look(bucket: Bucket) -> None:
+    vanished = leased(bucket, "key", "language aa", term_seconds=TERM)
+    lease: Lease = vanished.__enter__()
+    lease._over.set()  # what a kill does: nobody renews
+    time.sleep(1.25 * TERM + 2.5)  # S3 tells whole seconds, and its nodes may differ by a quarter of a term
+    before = time.monotonic()
+
+    with leased(bucket, "key", "language aa", term_seconds=TERM) as other:
+        waited = time.monotonic() - before
+        other.check()
+        with pytest.raises(ConflictError):
+            lease.check()
+
+    assert waited < TERM, "a whole term would begin with the first look"
+
+
+def test_a_key_that_was_given_back_is_not_ours_any_more_and_is_given_back_once(bucket: Bucket) -> None:
+    with leased(bucket, "key", "language aa", term_seconds=30) as lease:
+        lease.release()
+        with pytest.raises(ConflictError, match="given back"):
+            lease.check()
+        with leased(bucket, "key", "language aa", term_seconds=30) as other:
+            lease.release()
+            other.check()
+            assert b'"free": false' in bucket.get("leases/key.json").data
