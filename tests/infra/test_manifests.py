@@ -22,7 +22,6 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 ROOT = Path(__file__).parents[2]
 VERSION = "1.34.0"
-OVERLAYS = ["overlays/dev", "overlays/prod", "overlays/serving", "overlays/kserve", "bootstrap"]
 CUSTOM = {"InferenceService"}
 """Kinds of KServe: their schema comes with its controller and is not in that of Kubernetes."""
 POOLS = sorted(ROOT.glob("infra/work-pools/*.json"))
@@ -34,20 +33,6 @@ POD_FIELDS = {
     *("terminationGracePeriodSeconds", "containers", "volumes"),
 }
 """What a pod has of the fields of KServe's predictor."""
-
-
-@pytest.fixture(scope="session", params=OVERLAYS)
-def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Thing]:
-    """All objects of an overlay, as `kubectl kustomize` gives them."""
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed; it renders the overlays")
-    folder = tmp_path_factory.mktemp("k8s") / "k8s"
-    shutil.copytree(ROOT / "infra" / "k8s", folder, ignore=shutil.ignore_patterns("secrets"))
-    subprocess.run([folder / "make-secrets.sh", folder / "overlays/dev/secrets"], check=True)
-    done = subprocess.run([kubectl, "kustomize", folder / request.param], capture_output=True, text=True, check=True)
-    assert not done.stderr, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
 
 
 @pytest.fixture(params=POOLS, ids=lambda file: file.stem)
