@@ -110,6 +110,7 @@ def run(
 
 def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None:
     from ltsft.matrix import matrix_text
+    from tasks.saved_views import VIEWS
 
     if as_json:
         print(json.dumps(asdict(matrix), indent=2, default=str))
@@ -119,7 +120,13 @@ def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None
     page = workspace.store / "report.html"
     if page.is_file():
         out.print(f"Report:  {page}", soft_wrap=True)
-    out.print(f"MLflow:  {workspace.tracker.ui_command()}", soft_wrap=True)
+    tracker = workspace.tracker
+    tracker.arrange()
+    command = tracker.ui_command()
+    if command:
+        out.print(f"MLflow:  {escaped(command)}", soft_wrap=True)
+    for view in VIEWS[:2] if command else VIEWS:
+        out.print(f"         {view.name}: {tracker.ui_link(view)}", soft_wrap=True)
 
 
 @app.command()

@@ -123,6 +123,7 @@ class Scorer:
         metrics = {
             "score": fmean(scores),
             "score_std": _std(scores),
+            "gain": fmean(scores) - fmean(e.score for e in alone),
             "score_task_only": fmean(e.score for e in alone),
             "score_task_only_std": _std([e.score for e in alone]),
             "test_sentences": float(len({example.sentence for example in data.test})),

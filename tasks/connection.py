@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +13,8 @@ from typing import Any
 
 from ltsft.errors import LtsftError, ServiceError
 from tasks.database import create_sqlite, patiently
-from tasks.records import cut_tags
+from tasks.records import NOT_FINITE, cut_tags
+from tasks.saved_views import desk_tags
 
 _METRIC_BATCH, _OTHER_BATCH = 1000, 100  # MLflow's limits for one log_batch
 
@@ -38,6 +41,26 @@ class Connection:
 
             self.client = MlflowClient(tracking_uri=tracking_uri)
             self.experiment_id = self._find_experiment(artifact_location)
+        self._is_arranged, self._arranging = False, threading.Lock()
+
+    def arrange(self) -> None:
+        """Put the saved views and the description of the experiment in order; once for each connection."""
+        from mlflow.exceptions import MlflowException
+
+        with self._arranging, self.service(f"write the views of experiment {self.experiment!r}"):
+            for is_last in (False, False, True) if not self._is_arranged else ():
+                try:
+                    self._write_views()
+                    break
+                except MlflowException:  # another process may have written the same tag at the same moment
+                    if is_last:
+                        raise
+            self._is_arranged = True
+
+    def _write_views(self) -> None:
+        there = dict(self.client.get_experiment(self.experiment_id).tags)
+        for name, value in desk_tags(self.experiment, self.experiment_id, there).items():
+            patiently(partial(self.client.set_experiment_tag, self.experiment_id, name, value))
 
     def write(
         self,
@@ -48,9 +71,16 @@ class Connection:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Write to a run in as few requests as MLflow allows, waiting a little where its database is busy."""
+        """Write to a run in as few requests as MLflow allows, waiting a little where its database is busy.
+
+        A metric that is not finite is named in a tag instead: one NaN breaks a run's page, and counts as 0 in searches.
+        """
         from mlflow.entities import Metric, Param, RunTag
 
+        broken = sorted(name for name, value in (metrics or {}).items() if not math.isfinite(value))
+        if broken:
+            metrics = {name: value for name, value in (metrics or {}).items() if name not in broken}
+            tags = {**(tags or {}), NOT_FINITE: ", ".join(broken)}
         now = time.time_ns() // 1_000_000
         entities: dict[str, list[Any]] = {
             "metrics": [Metric(name, float(value), now, step or 0) for name, value in (metrics or {}).items()],

@@ -169,6 +169,7 @@ def _summary(matrix: Matrix) -> dict[str, float]:
     if scored:
         metrics["score"] = fmean(score for score, _ in scored)
         metrics["score_task_only"] = fmean(alone or 0.0 for _, alone in scored)
+        metrics["gain"] = metrics["score"] - metrics["score_task_only"]
     return metrics
 
 

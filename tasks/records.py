@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 KEY, KIND, SUBJECT, BASE, PARENTS = "ltsft.key", "ltsft.kind", "ltsft.subject", "ltsft.base", "ltsft.parents"
 PARTS, FAILURE, FAILURE_TYPE, ATTEMPTS = "ltsft.parts", "ltsft.failure", "ltsft.failure_type", "ltsft.attempts"
 FLOW_RUN = "ltsft.flow_run"
+NOT_FINITE = "ltsft.not_finite"
+DESCRIPTION = "ltsft.description"
 PARENT_RUN, NOTE, COMMIT, DIRTY = (
     "mlflow.parentRunId",
     "mlflow.note.content",

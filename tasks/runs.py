@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltsft.errors import ConflictError, LtsftError, ServiceError
 from tasks.connection import Connection
-from tasks.records import FAILURE, FAILURE_TYPE, NOTE, flatten_params
+from tasks.records import DESCRIPTION, FAILURE, FAILURE_TYPE, NOTE, flatten_params
 from tasks.storage import Bucket, publish
 
 if TYPE_CHECKING:
@@ -131,12 +131,12 @@ class RunHandle:
 
     def fail(self, reason: str, *, error_type: str = "") -> None:
         """Say that this attempt is over with a verdict, and which; the next attempt is a new run."""
-        self.set_tags({FAILURE: reason, FAILURE_TYPE: error_type, NOTE: f"**Failed.** {reason}"})
+        self._tell(f"**Failed.** {reason}", {FAILURE: reason, FAILURE_TYPE: error_type})
         self._end("FAILED")
 
     def interrupt(self, reason: str) -> None:
         """Say that the work was cut off; the next attempt goes on in this run."""
-        self.set_tags({FAILURE: reason, NOTE: f"**Interrupted; the next attempt goes on from here.** {reason}"})
+        self._tell(f"**Interrupted; the next attempt goes on from here.** {reason}", {FAILURE: reason})
         self._end("KILLED")
 
     def hand_over(self, reason: str) -> None:
@@ -174,12 +174,20 @@ class RunHandle:
         self._connection.end(self.run_id, status)
         self._has_ended = True
 
+    def _tell(self, ended: str, tags: Mapping[str, str]) -> None:
+        """Put how an attempt ended over the run's description."""
+        with self._connection.service(f"tag {self.name!r}"):
+            described = self._client.get_run(self.run_id).data.tags.get(DESCRIPTION, "")
+            self._connection.write(self.run_id, tags={**tags, NOTE: f"{ended}\n\n{described}".strip()})
+
     def _clear_note(self) -> None:
         with self._connection.service(f"tag {self.name!r}"):
             tags = self._client.get_run(self.run_id).data.tags
             for name in (FAILURE, FAILURE_TYPE, NOTE):
                 if name in tags:
                     self._client.delete_tag(self.run_id, name)
+            if DESCRIPTION in tags:
+                self._connection.write(self.run_id, tags={NOTE: tags[DESCRIPTION]})
 
     def _steps(self, name: str) -> set[int]:
         """Give the steps that have a value of this metric; asked from MLflow once, and only for a resumed run."""

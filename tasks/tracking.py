@@ -15,7 +15,12 @@ environment.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
+import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -31,11 +36,14 @@ from filelock import FileLock
 from ltsft.errors import ServiceError
 from tasks.connection import Connection
 from tasks.database import no_collection, patiently
+from tasks.inputs import DataInput
 from tasks.records import (
     ATTEMPTS,
+    DESCRIPTION,
     FLOW_RUN,
     KEY,
     KIND,
+    NOTE,
     PARENT_RUN,
     PARTS,
     SUBJECT,
@@ -51,12 +59,15 @@ from tasks.records import (
     user_name,
 )
 from tasks.runs import RunHandle
+from tasks.saved_views import VIEWS, SavedView, link
 from tasks.settings import Settings, read_settings
 from tasks.storage import Bucket, fetch_folder
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+LOCAL_PAGES = "http://127.0.0.1:5000"
+"""Where `mlflow ui` shows its pages if it is not told otherwise."""
 _PAGE = 1000  # runs in one answer
 _NEVER = datetime.fromtimestamp(0, UTC)
 _FRESH_SECONDS = 60.0
@@ -140,6 +151,8 @@ class Tracker(Connection):
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         parent_run_id: str | None = None,
+        description: str = "",
+        inputs: Sequence[DataInput] = (),
     ) -> RunHandle:
         """Open the run of a product, or go on with the one that a killed process left behind.
 
@@ -154,6 +167,8 @@ class Tracker(Connection):
             tags: more tags.
             params: the recipe; nested mappings become dotted names. Parameters that a resumed run has already stay.
             parent_run_id: the run that this one is shown under.
+            description: what people read on the run's page, in Markdown.
+            inputs: the data that it reads.
 
         Returns:
             A handle on the run; as a context manager it finishes the run, or says why it did not.
@@ -166,9 +181,11 @@ class Tracker(Connection):
             **(tags or {}),
             **split_text(PARTS, canonical_json(parts)),
             **{KEY: key, KIND: kind, SUBJECT: subject},
+            **({DESCRIPTION: description, NOTE: description} if description else {}),
             **({PARENT_RUN: parent_run_id} if parent_run_id else {}),
         }
         flat = flatten_params(params or {})
+        self.arrange()
         with self.service(f"open the run {name!r}"):
             unfinished = self._unfinished(key)
             if unfinished is None:
@@ -180,13 +197,50 @@ class Tracker(Connection):
                 flat = _missing(flat, unfinished.data.params)
                 self.write(run_id, tags=all_tags)
             self.write(run_id, params=flat)
+            self._log_inputs(run_id, inputs)
         return RunHandle(self, run_id=run_id, name=name, is_resumed=unfinished is not None)
 
     def ui_command(self) -> str:
-        """Say how to open MLflow's pages."""
-        if self.shown_uri.startswith(("http://", "https://")):
-            return self.shown_uri
-        return f"mlflow ui --backend-store-uri {self.shown_uri}"
+        """Say what starts MLflow's pages on this machine; empty where a server shows them already."""
+        if self._is_served:
+            return ""
+        program = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
+        shown = os.path.relpath(program) if Path(program).is_relative_to(Path.cwd()) else program
+        return shlex.join([shown, "ui", "--backend-store-uri", self.shown_uri])
+
+    def ui_link(self, view: SavedView = VIEWS[0]) -> str:
+        """Give the address of a view in MLflow's pages."""
+        return link(self.shown_uri if self._is_served else LOCAL_PAGES, self.experiment_id, view)
+
+    def run_page(self, run_id: str) -> str:
+        """Give the address of a run's page, relative to MLflow's others."""
+        return f"#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    @property
+    def _is_served(self) -> bool:
+        return self.shown_uri.startswith(("http://", "https://"))
+
+    def _log_inputs(self, run_id: str, inputs: Sequence[DataInput]) -> None:
+        """Tell MLflow which data a run reads; what it knows of already stays."""
+        if not inputs:
+            return
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        made = [
+            DatasetInput(
+                Dataset(
+                    name=each.name,
+                    digest=each.digest,
+                    source_type="local"
+                    if all(source.partition(":")[2].startswith("/") for source in each.sources)
+                    else "http",
+                    source=json.dumps({"uri": " ".join(each.sources)}),
+                ),
+                [InputTag(key="mlflow.data.context", value=each.context)],
+            )
+            for each in inputs
+        ]
+        patiently(partial(self.client.log_inputs, run_id, made))
 
     def find(self, key: str) -> Record | None:
         """Give the newest FINISHED run with this key, or None."""

@@ -23,7 +23,9 @@ from ltsft.plan import Fingerprints, Plan, Step, make_plan
 from ltsft.sft import SFT
 from ltsft.sources import ensure_local, fingerprint
 from tasks.checkpoints import Checkpoints
+from tasks.descriptions import describe
 from tasks.inbox import inbox_overrides
+from tasks.inputs import inputs_of
 from tasks.leases import Lease, leased
 from tasks.logs import drop_tracebacks_of_verdicts
 from tasks.records import FLOW_RUN
@@ -210,6 +212,7 @@ class Workspace:
     def open_run(self, step: Step, *, recipe: dict[str, object] | None = None) -> RunHandle:
         """Open the MLflow run of a product, or go on with the one that a kill left open."""
         from prefect.runtime import flow_run  # prefect takes seconds; showing what is released does without
+        from prefect.settings import get_current_settings
 
         product = step.product
         parents = {need: self.run_of(need) or "" for need in product.needs}
@@ -222,8 +225,12 @@ class Workspace:
             "ltsft.method": self.project.method,
             **{f"ltsft.{name}": str(value) for name, value in facts.items() if value is not None},
         }
+        flow_page = flow_run.get_flow_run_ui_url() if get_current_settings().api.url else None
+        about = {need: self.tracker.run_page(run) for need, run in parents.items() if run}
         return self.tracker.open_run(
             name=product.subject,
+            description=describe(product, about, flow_page),
+            inputs=inputs_of(self.project, product),
             kind=product.kind,
             subject=product.subject,
             key=product.key,
