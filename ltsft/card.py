@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from ltsft.default_method import LT_SFT
+from ltsft.precision import WORDS, numerics_of, summarise
 from ltsft.sft import SFT
 
 __all__ = ["write_card"]
@@ -45,6 +47,7 @@ def write_card(sft: SFT, *, learnt_by: str = "") -> str:
         f"| base fingerprint | `{sft.base.fingerprint}` |",
         f"| tokenizer fingerprint | `{sft.base.tokenizer_fingerprint}` |",
         *(_sparsity(sft) if not sft.adapter else [f"| adapter | {sft.parameters:,} parameters |"]),
+        *_numerics(sft),
         f"| head | {', '.join(f'`{name}`' for name in sorted(sft.head)) or 'none'} |",
         f"| labels | {', '.join(f'`{label}`' for label in sft.labels) or 'none'} |",
         "",
@@ -75,6 +78,19 @@ def _sparsity(sft: SFT) -> list[str]:
         f"| support | {sft.support_size:,} of {sft.maskable:,} maskable weights |",
         f"| density | {sft.density:.6g} |",
     ]
+
+
+def _numerics(sft: SFT) -> list[str]:
+    """Say what it was computed in, where that is on record."""
+    stretches = numerics_of(sft.details)
+    if not stretches:
+        return []
+    said = summarise([stretch.model_copy(update={"precision": WORDS[stretch.precision]}) for stretch in stretches])
+    recipe = sft.details.get("recipe")
+    asked = WORDS.get(str(recipe.get("precision"))) if isinstance(recipe, Mapping) else None
+    other = f" (the recipe asks for {asked})" if asked and asked != said["precision"] else ""
+    rest = f"{said['threads']} threads, {said['device']} ({said['instructions']}), torch {said['torch']}"
+    return [f"| computed in | {said['precision']}{other}, {rest} |"]
 
 
 def _other_method(sft: SFT, learnt_by: str) -> list[str]:

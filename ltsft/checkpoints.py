@@ -11,6 +11,9 @@ from pathlib import Path
 WHOLE = "whole.json"
 """The file of a checkpoint that is written last: sizes of all others."""
 
+NUMERICS = "numerics.json"
+"""What a training computes in (ltsft/settling.py); part of each of its checkpoints."""
+
 _PHASES = {"head": 0, "full": 1, "sparse": 3}
 """Where each phase stands in an iteration; 2 is the selection."""
 
@@ -44,8 +47,8 @@ def _is_whole(checkpoint: Path) -> bool:
 def checkpoint_files(folder: Path) -> list[Path]:
     """List the files that a training in this folder needs to go on elsewhere: whole checkpoints and finished phases.
 
-    What it can make again (packed text, the starting point) is not among them, nor a checkpoint that is still being
-    written.
+    With them goes what it computes in. What it can make again (packed text, the starting point) is not among them, nor
+    a checkpoint that is still being written.
     """
     found = list(folder.glob("[0-9]*-support.safetensors"))
     for phase in (path for name in _PHASES for path in folder.glob(f"[0-9]*-{name}")):
@@ -53,7 +56,8 @@ def checkpoint_files(folder: Path) -> list[Path]:
         checkpoint = _newest_whole(phase)
         if checkpoint is not None:
             found += [file for file in checkpoint.rglob("*") if file.is_file()]
-    return found
+    numerics = folder / NUMERICS
+    return [numerics, *found] if found and numerics.is_file() else found
 
 
 def checkpoint_progress(names: Iterable[str]) -> tuple[int, int, float]:

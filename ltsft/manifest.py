@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ltsft.default_method import LT_SFT
 from ltsft.errors import SFTFileError
+from ltsft.precision import numerics_of
 from ltsft.sft import MAX_PARAMETER_SIZE
 
 FORMAT_VERSION = 2
@@ -138,6 +139,7 @@ class Manifest(_Part):
         density = total / self.maskable if self.maskable else 0.0
         if density != self.density:
             raise ValueError(f"density is {self.density} but support_size / maskable is {density}")
+        numerics_of(self.details)
         return self
 
 

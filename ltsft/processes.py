@@ -52,6 +52,15 @@ def of_first_process(decision: bool, device: torch.device) -> bool:
     return bool(told)
 
 
+def number_of_first_process(number: int, device: torch.device) -> int:
+    """Give the number that the first process has."""
+    if not distributed.is_initialized():
+        return number
+    told = torch.tensor(number, device=device)
+    distributed.broadcast(told, 0)
+    return int(told)
+
+
 def any_process(decision: bool, device: torch.device) -> bool:
     """Give whether any process decided so: each node is asked to stop by itself."""
     if not distributed.is_initialized():

@@ -56,7 +56,7 @@ class Recipe(Frozen):
     max_grad_norm: float = Field(1.0, gt=0)
     evaluations: int = Field(4, ge=1, description="times that a phase looks at the held-out score")
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
-    precision: Precision = "fp32"
+    precision: Precision = Field("fp32", description="of forward passes; fp32 where a device would emulate it")
     freeze: tuple[str, ...] = Field((), description="name patterns of more encoder parameters that stay as they are")
     disjoint: bool = Field(False, description="keep out of the supports of the source languages' SFTs (task only)")
     values: Literal["float32", "bfloat16"] = Field("float32", description="precision of the stored diffs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -19,10 +20,11 @@ from ltsft.methods.registry import method_named
 from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.paired import Outcomes
-from ltsft.precision import autocast
+from ltsft.precision import WORDS, autocast, describe_device, usable_precision
 from ltsft.recipe import Precision
 from ltsft.sft import SFT
 
+_LOG = logging.getLogger(__name__)
 WHOLE = PartWeights()
 
 
@@ -64,9 +66,12 @@ class Scorer:
         base: the base.
         objective: the target task's objective.
         masked_lm: the language SFTs' objective.
-        precision: of the forward passes.
+        precision: of the forward passes; float32 in its place where the device would emulate it.
         device: "cpu" or "cuda".
         rule: by which SFTs are composed.
+
+    Attributes:
+        precision: what the forward passes really have.
     """
 
     def __init__(
@@ -82,7 +87,9 @@ class Scorer:
         self._base = base
         self._objective = objective
         self._masked_lm = masked_lm
-        self._precision = precision
+        self.precision = usable_precision(precision, device)
+        if self.precision != precision:
+            _LOG.warning("scored in float32: %s has no %s", describe_device(device), WORDS[precision])
         self._device = device
         self._tagger = Resident(_ready(objective.build_model(base, seed=0), device), base=base.ref, rule=rule)
         self._language_model = Resident(_ready(base.masked_lm(), device), base=base.ref, rule=rule)
@@ -184,14 +191,14 @@ class Scorer:
 
     def _tag(self, examples: Sequence[Any], parts: Sequence[Part]) -> Evaluation:
         model = self._tagger.switch(parts)
-        with autocast(self._precision, self._device):
+        with autocast(self.precision, self._device):
             return self._objective.evaluate(model, examples)
 
     def _language_loss(self, text: Sequence[Any], language: Sequence[Part], tasks: Sequence[Part] = ()) -> float:
         """Give the masked-LM loss; of the task SFTs only the diffs count, their heads have no place in this model."""
         headless = [(replace(task, head={}, labels=()), weight) for task, weight in tasks]
         model = self._language_model.switch([*language, *headless])
-        with autocast(self._precision, self._device):
+        with autocast(self.precision, self._device):
             return self._masked_lm.evaluate(model, text).metrics["loss"]
 
 

@@ -28,10 +28,11 @@ from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
-from ltsft.precision import autocast
+from ltsft.precision import DETAIL, autocast, keep_threads
 from ltsft.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
 from ltsft.recipe import Phase as PhaseSettings
 from ltsft.recipe import Recipe
+from ltsft.settling import settle_numerics
 from ltsft.sft import SFT, Diff, Kind
 
 
@@ -87,7 +88,8 @@ def train_sft(
     """Learn an SFT.
 
     Started again on the same folder after a kill, it goes on from the last whole checkpoint and, on CPU, ends with the
-    same SFT bit for bit.
+    same SFT bit for bit. It keeps the precision and the number of threads that it was begun with. A precision that the
+    device would emulate gives way to float32; `details["numerics"]` says what was used (`ltsft.settling`).
 
     Args:
         base: the base.
@@ -141,7 +143,12 @@ def train_sft(
             f"{kind} SFT {subject}: disjoint leaves {free} of {roles.size} weights to select from, but K is {k}; lower "
             "the density here or that of the language SFTs"
         )
-    with composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False):
+    numerics = settle_numerics(folder, recipe.precision, device)
+    computed = recipe.model_copy(update={"precision": numerics[-1].precision})
+    with (
+        keep_threads(numerics[-1].threads),
+        composed(model, [(sft, 1.0) for sft in applied], base=base.ref, heads=False),
+    ):
         adapter: dict[str, nn.Parameter] = {}
         if isinstance(how, AdapterMethod):
             adapter = how.attach(model, roles, kind=kind, recipe=recipe, seed=derive_seed(seed, "adapter"))
@@ -152,7 +159,7 @@ def train_sft(
         for iteration, each in enumerate(rounds):
             quota = k * (iteration + 1) // len(rounds) - k * iteration // len(rounds)
             training = _Iteration(
-                how, model, objective, trained, recipe, barred, seed, iteration, each, folder, checkpoint_seconds,
+                how, model, objective, trained, computed, barred, seed, iteration, each, folder, checkpoint_seconds,
                 device, on_progress, should_stop,
             )  # fmt: skip
             chosen, results = training.run(chosen, quota)
@@ -163,7 +170,7 @@ def train_sft(
             before.append(results[-1].score)
         forgetting = {}
         if not isinstance(data, TrainingData):
-            after = [_held_out_score(model, objective, each, recipe, device) for each in rounds]
+            after = [_held_out_score(model, objective, each, computed, device) for each in rounds]
             forgetting["forgetting"] = [{"before": b, "after": a} for b, a in zip(before, after, strict=True)]
         diffs = {
             name: Diff(
@@ -186,7 +193,13 @@ def train_sft(
         source_languages=source_languages,
         method=method,
         adapter=stored,
-        details={**(details or {}), "recipe": how.used(recipe, seed), "history": history, **forgetting},
+        details={
+            **(details or {}),
+            "recipe": how.used(recipe, seed),
+            DETAIL: [stretch.model_dump() for stretch in numerics],
+            "history": history,
+            **forgetting,
+        },
     )
 
 

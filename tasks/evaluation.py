@@ -45,6 +45,8 @@ OUTCOMES = "outcomes"
 """Artifact of a cell: (correct, counted) of each test sentence, a file for each seed."""
 MEASURED_SEED = "ltsft.measured_seed"
 """Tag of a cell: the seed of the task SFT whose interference was measured."""
+PRECISION = "ltsft.precision"
+"""Tag of a cell: what its forward passes had; of an SFT, what its training had."""
 MOST_PAIRED = 40
 """SFTs of which every two are compared: of more, the heat map is not legible and all of them do not fit in memory."""
 SOURCE_SENTENCES = 200
@@ -65,7 +67,8 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         text=_held_out_text(workspace, product.language) if has_languages else (),
         majority=_majority(workspace, target),
     )
-    scored = target_scorer(workspace, target).score(
+    scorer = target_scorer(workspace, target)
+    scored = scorer.score(
         data,
         language=_sft(workspace, language_subject(product.language)) if has_languages else None,
         tasks=[_sft(workspace, task_subject(target.name, target.source_name, seed)) for seed in seeds],
@@ -74,7 +77,7 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
         weights=workspace.project.composition.weights_of(product.language),
     )
     run.log_metrics(scored.metrics)
-    run.set_tags({MEASURED_SEED: str(seeds[0])})
+    run.set_tags({MEASURED_SEED: str(seeds[0]), PRECISION: scorer.precision})
     folder = workspace.working_folder(step) / OUTCOMES
     folder.mkdir(exist_ok=True)
     for seed, outcomes in scored.outcomes.items():

@@ -29,20 +29,28 @@ LOG_SECONDS = 30.0
 AWAY_SECONDS = 60.0
 """How long a service that is away is left alone: each attempt makes the training wait."""
 _SHOWN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "ltsft", "tasks", "flows")
+_SAID_ONCE = ("ltsft.settling", "ltsft.scoring")
 _BARS: ContextVar[tuple[Bars, TaskID] | None] = ContextVar("bars", default=None)
 
 
 class _AboveBars(logging.Handler):
-    """Prints warnings and errors above the bars, but not Prefect's lines on states: the command ends with those."""
+    """Prints warnings and errors above the bars, but not Prefect's lines on states: the command ends with those.
+
+    What is computed in is the same in each training: the terminal has it once, the log of each run for itself.
+    """
 
     def __init__(self, bars: Bars) -> None:
         super().__init__(logging.WARNING)
         self._console = bars.console
+        self._once: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        if not message.startswith("Finished in state"):
-            self._console.print(message, markup=False, soft_wrap=True)
+        if message.startswith("Finished in state") or message in self._once:
+            return
+        if record.name in _SAID_ONCE:
+            self._once.add(message)
+        self._console.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ each does the same with a folder of its own (tasks/nodes.py).
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
@@ -44,6 +45,9 @@ SAVE_SECONDS = 20.0
 _SAVED = 75
 """Exit code of processes that were asked to stop and saved a checkpoint."""
 _SOURCES = "sources"
+_WARNING = "warning"
+"""In place of progress: a line for the log of the run."""
+_LOG = logging.getLogger(__name__)
 _TAIL = 3000
 
 
@@ -119,7 +123,7 @@ class _BrokenProcessesError(TrainingError):
 def start_processes(
     folder: Path, processes: int, place: list[str], *, output: int, errors: int
 ) -> subprocess.Popen[str]:
-    """Start the processes of this node.
+    """Start the processes of this node; they share the threads that torch has here.
 
     Args:
         folder: with the job.
@@ -130,7 +134,10 @@ def start_processes(
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *place]
     command += ["-m", "tasks.together", str(folder)]
-    return subprocess.Popen(command, stdout=output, stderr=errors, text=True, start_new_session=True)  # noqa: S603
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))}
+    return subprocess.Popen(  # noqa: S603
+        command, env=environment, stdout=output, stderr=errors, text=True, start_new_session=True
+    )
 
 
 def end_processes(running: subprocess.Popen[str]) -> None:
@@ -165,8 +172,12 @@ def _run(
                     continue
                 if line is None:
                     return running.wait()
-                if line.startswith("{"):
-                    on_progress(Progress(**json.loads(line)))
+                if not line.startswith("{"):
+                    continue
+                if _WARNING in (told := json.loads(line)):
+                    _LOG.warning("%s", told[_WARNING])
+                else:
+                    on_progress(Progress(**told))
         finally:
             end_processes(running)
     return running.wait()
@@ -225,6 +236,13 @@ def _share(told: Mapping[str, Any], folder: Path, device: str) -> dict[str, Path
     return {code: folder / _SOURCES / code for code in told["sources"]}
 
 
+class _Teller(logging.Handler):
+    """Tells the process of the flow what is warned of: it has the log of the run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(json.dumps({_WARNING: record.getMessage()}), flush=True)
+
+
 def main(folder: Path) -> int:
     """Train as one of the processes; what torchrun runs. Gives the exit code."""
     told = json.loads((folder / JOB).read_text(encoding="utf-8"))
@@ -263,4 +281,5 @@ if __name__ == "__main__":
 
     quiet_services()
     end_with_parent()
+    logging.getLogger("ltsft").addHandler(_Teller(logging.WARNING))
     sys.exit(main(Path(sys.argv[1])))

@@ -21,6 +21,7 @@ from ltsft.interference import sparsity
 from ltsft.methods import budget
 from ltsft.methods.registry import method_named
 from ltsft.plan import Step, language_subject
+from ltsft.precision import numerics_of, summarise
 from ltsft.sft import SFT
 from ltsft.target_task import LabelledData, TargetTask
 from ltsft.train import Progress, TrainingData, train_sft
@@ -140,6 +141,7 @@ def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) ->
     for language, score in zip(sft.source_languages, sft.details.get("forgetting", ()), strict=False):
         change = {**score, "change": score["after"] - score["before"]}
         run.log_metrics({f"forgetting.{name}.{language}": value for name, value in change.items()})
+    run.set_tags({f"ltsft.{name}": value for name, value in summarise(numerics_of(sft.details)).items()})
     workspace.check_claim(step.product.key)
     run.log_folder(folder, SFT_FOLDER, manifest=MANIFEST_FILE)
     held_out = workspace.working_folder(step) / HELD_OUT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 def test_two_processes_learn_a_language_together(
     tiny_project: Path, prefect_server: None, opened: Callable[[Path], Workspace], set_value: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     from flows.adapt_language import adapt_language
 
@@ -30,8 +31,11 @@ def test_two_processes_learn_a_language_together(
     ref = ProjectRef(file=str(tiny_project))
     alone = adapt_language(ref, "aa")
     set_value(tiny_project, "recipes.language.processes", 2)
+    set_value(tiny_project, "recipes.language.precision", "fp16")  # no CPU trains in it
 
+    logging.getLogger("tasks.together").addHandler(caplog.handler)
     together = adapt_language(ref, "aa")
+    logging.getLogger("tasks.together").removeHandler(caplog.handler)
 
     workspace = opened(tiny_project)
     history: list[Any] = workspace.tracker.client.get_metric_history(together, "full.loss")
@@ -39,5 +43,9 @@ def test_two_processes_learn_a_language_together(
     one, two = workspace.load_sft(alone), workspace.load_sft(together)
     assert one.support_size == two.support_size
     assert all(bool(torch.isfinite(diff.values).all()) for diff in two.diffs.values())
+    said = {record.getMessage() for record in caplog.records if record.name == "tasks.together"}
+    assert {text[:20] for text in said} == {"trained in float32: "}, "the processes' warning is in the log of the run"
+    tags = workspace.tracker.client.get_run(together).data.tags
+    assert (tags["ltsft.precision"], tags["ltsft.threads"], tags["ltsft.device"]) == ("fp32", "1", "cpu")
     keys = [workspace.tracker.client.get_run(run_id).data.tags["ltsft.key"] for run_id in (alone, together)]
     assert keys[0] != keys[1], "sums in another order are another SFT"

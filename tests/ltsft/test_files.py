@@ -38,6 +38,9 @@ def folder(sft: SFT, tmp_path: Path) -> Path:
     return save_sft(sft, tmp_path / "pos")
 
 
+NUMERICS = {"device": "cpu", "precision": "bf16", "threads": 2, "instructions": "AVX512", "torch": "2.13.0+cpu"}
+
+
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
@@ -447,6 +450,10 @@ def test_a_refused_diff_names_its_parameter(sft: SFT, folder: Path) -> None:
         ({"packing": {"codec": "zip"}}, "packing.codec"),
         ({"surprise": 1}, "surprise"),
         ({"seal": "0"}, "seal"),
+        ({"details": {"numerics": [{"precision": "bf16"}]}}, "details.numerics.0.device"),
+        ({"details": {"numerics": [{**NUMERICS, "device": "<script>"}]}}, "details.numerics.0.device"),
+        ({"details": {"numerics": [{**NUMERICS, "threads": 2.5}]}}, "details.numerics.0.threads"),
+        ({"details": {"numerics": [NUMERICS] * 1001}}, "details.numerics"),
         ({"diffs": [{"name": "a", "shape": [2], "support_size": 3}]}, "support_size 3 exceeds"),
         ({"diffs": [{"name": "../a", "shape": [2], "support_size": 0}]}, "diffs.0.name"),
         ({"diffs": [{"name": "a", "shape": [-2], "support_size": 0}]}, "diffs.0.shape"),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from ltsft.base import Base, load_base
 from ltsft.checkpoints import checkpoint_progress
@@ -41,7 +43,7 @@ def learning() -> ModuleType:
 
 @pytest.fixture
 def train(base: Base, learning: ModuleType) -> Any:
-    """Train in a folder until `stop_at`, a stage and a step; gives the hash of the SFT, and what was reported."""
+    """Train in a folder until `stop_at`, a stage and a step; gives the hashes of the SFT, and what was reported."""
 
     def run(folder: Path, stop_at: tuple[str, int] | None = None) -> tuple[str | None, list[tuple[str, int]]]:
         objective, data = learning.masked_lm(base.tokenizer, folder)
@@ -52,14 +54,23 @@ def train(base: Base, learning: ModuleType) -> Any:
             on_progress=lambda p: seen.append((p.stage, p.step)),
             should_stop=lambda: stop_at in seen,
         )  # fmt: skip
-        return hash_file(save_sft(sft, folder / "sft") / "sft.safetensors"), seen
+        save_sft(sft, folder / "sft")
+        return hash_file(folder / "sft/sft.safetensors") + hash_file(folder / "sft/sft.json"), seen
 
     return run
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads of this machine."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("stop_at", [("full", 3), ("sparse", 2)])
 def test_a_training_that_was_asked_to_stop_ends_elsewhere_with_the_same_sft(
-    bucket: Bucket, tmp_path: Path, train: Any, stop_at: tuple[str, int]
+    bucket: Bucket, tmp_path: Path, train: Any, stop_at: tuple[str, int], threads: Callable[[int], None]
 ) -> None:
     undisturbed, _ = train(tmp_path / "undisturbed")
     first, second = tmp_path / "first", tmp_path / "second"
@@ -70,6 +81,7 @@ def test_a_training_that_was_asked_to_stop_ends_elsewhere_with_the_same_sft(
         train(first, stop_at)
     checkpoints = Checkpoints(bucket, KEY, second)
     assert checkpoints.restore() is not None
+    threads(2)  # as the other machine is set; the training keeps what it was begun with
     moved, seen = train(second)
     checkpoints.remove()
 

@@ -173,7 +173,8 @@ def test_the_terminal_shows_what_is_done_a_bar_and_warnings(
     run: FakeRun, prefect: FakePrefect, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = logging.getLogger("flows")
-    monkeypatch.setattr(logger, "propagate", False)  # Prefect's console handler is off where bars are shown
+    for ours in (logger, logging.getLogger("ltsft")):
+        monkeypatch.setattr(ours, "propagate", False)  # Prefect's console handler is off where bars are shown
     monkeypatch.setenv("COLUMNS", "120")
     with shown_progress():
         show("language fo")
@@ -181,8 +182,11 @@ def test_the_terminal_shows_what_is_done_a_bar_and_warnings(
             report(Progress("full", 1, 2))
             logger.warning("language fo is being made by another run [key]")
             logger.error("Finished in state Failed()")
+            for name in ("ltsft.settling", "ltsft.settling", "ltsft.stranger", "ltsft.stranger"):
+                logging.getLogger(name).warning("%s warns", name)
 
     shown = capsys.readouterr().err
+    assert [shown.count(f"ltsft.{name} warns") for name in ("settling", "stranger")] == [1, 2]
     assert "language fo is being made by another run [key]" in shown
     assert "Finished in state" not in shown
     assert "language fo: trained in 0 s" in shown
