@@ -183,6 +183,34 @@ def test_what_a_deployment_changes_arrives_in_the_job() -> None:
     assert sum(v["name"] == "AWS_SECRET_ACCESS_KEY" for v in container["env"]) == 1
 
 
+def assert_threads_follow_the_request(container: Thing) -> None:
+    [threads] = [variable for variable in container["env"] if variable["name"] == "OMP_NUM_THREADS"]
+    assert threads["valueFrom"] == {"resourceFieldRef": {"resource": "requests.cpu"}}, "in whole cores, rounded up"
+    assert container["resources"]["requests"]["cpu"]
+
+
+@pytest.mark.parametrize("file", POOLS, ids=lambda file: file.stem)
+def test_a_job_computes_with_as_many_threads_as_it_requests_cpus(file: Path) -> None:
+    template = json.loads(file.read_text())
+    for values in ({}, {"cpu_request": "7"}):
+        [container] = render(template, values)["spec"]["template"]["spec"]["containers"]
+        assert_threads_follow_the_request(container)
+    assert container["resources"]["requests"]["cpu"] == "7"
+    [container] = render(template, {"env": {"OMP_NUM_THREADS": "2"}})["spec"]["template"]["spec"]["containers"]
+    assert [v for v in container["env"] if v["name"] == "OMP_NUM_THREADS"][-1] == {
+        "name": "OMP_NUM_THREADS",
+        "value": "2",
+    }, "a pool or a deployment may say otherwise"
+
+
+@pytest.mark.parametrize("file", ["serving/serve.yaml", "overlays/kserve/inference-service.yaml"])
+def test_a_server_computes_with_as_many_threads_as_it_requests_cpus(file: str) -> None:
+    found = [t for t in yaml.safe_load_all((ROOT / "infra/k8s" / file).read_text()) if t["metadata"]["name"] == "serve"]
+    spec = next(t["spec"] for t in found if t["kind"] in ("Deployment", "InferenceService"))
+    pod = spec["predictor"] if "predictor" in spec else spec["template"]["spec"]
+    assert_threads_follow_the_request(pod["containers"][0])
+
+
 def test_a_training_by_several_nodes_is_one_job_whose_pods_find_and_reach_each_other(rendered: list[Thing]) -> None:
     policies = [t for t in rendered if t["kind"] == "NetworkPolicy" and t["metadata"]["name"] == "nodes"]
     services = [t for t in rendered if t["kind"] == "Service" and t["metadata"]["name"] == "ltsft-nodes"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import math
 import os
 import secrets
 import signal
@@ -139,6 +140,9 @@ class Node:
                 )
                 if secret is not None and reference["key"] in secret.get("stringData", {}):
                     found[variable["name"]] = secret["stringData"][reference["key"]]
+            elif reference := variable.get("valueFrom", {}).get("resourceFieldRef"):
+                amounts, _, resource = reference["resource"].partition(".")
+                found[variable["name"]] = str(rounded_up(container["resources"][amounts][resource]))
         return found
 
     def _end_pod(self, job: Thing, pod: Thing, code: int) -> None:
@@ -292,3 +296,8 @@ def kill_all(uid: str) -> None:
         with contextlib.suppress(OSError):
             if mark in (folder / "environ").read_bytes().split(b"\0"):
                 os.kill(int(folder.name), signal.SIGKILL)
+
+
+def rounded_up(cores: str) -> int:
+    """Give an amount of CPU, such as 2 or 500m, as Kubernetes gives it to a container: in whole cores, rounded up."""
+    return math.ceil(int(cores[:-1]) / 1000 if cores.endswith("m") else float(cores))
