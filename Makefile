@@ -2,6 +2,7 @@
 # make test   the tests
 # make test-cluster   the bad days of a cluster, with real services and a stand-in for nodes (half an hour)
 # make lint   ruff and mypy
+# make lock   resolve pyproject.toml into requirements/ again; LOCK="--upgrade-package torch" for a newer one
 # make bench  the benchmarks, on a model of the size of mBERT; BENCH="--quick" or BENCH="storage plan" for less
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -11,17 +12,18 @@ WORK ?= work
 # One more than there are cores: many tests wait for a process or a server. Files with few tests are the longest: not last.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 
-.PHONY: demo test test-slow test-cluster lint bench install clean
+.PHONY: demo test test-slow test-cluster lint bench install lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
 
-$(STAMP): constraints.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	# The first line fetches the pins without resolving, which takes pip minutes; the second adds what a build of torch needs.
-	$(BIN)/pip install --quiet --no-deps --requirement constraints.txt
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+# torch is the CPU build where pip finds it, else PyPI's; TORCH=cpu fetches the CPU build from PyTorch's own index.
+$(STAMP): requirements/install.sh $(wildcard requirements/*.txt) pyproject.toml
+	PYTHON=$(PYTHON) TORCH=$(TORCH) requirements/install.sh $(VENV)
 	touch $@
+
+lock: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" requirements/lock.sh $(LOCK)
 
 demo: $(STAMP)
 	$(BIN)/ltsft toy $(WORK)/toy
