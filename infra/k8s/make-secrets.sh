@@ -58,3 +58,6 @@ MLFLOW_PASSWORD=$mlflow
 MLFLOW_SESSION_KEY=$(random)
 S3_PASSWORD=$s3
 EOF
+# Compose mounts this one as it is, and ignores the mode that it is told: the server's user in the container is nobody here.
+# The folder lets nobody else on this machine come near it.
+chmod 644 "$folder/basic_auth.ini"

@@ -28,6 +28,8 @@ POOLS = sorted(ROOT.glob("infra/work-pools/*.json"))
 EXPERIMENTS = ("compare-methods", "sweep-density", "search-weights")
 """They have no schedule, and can be started as they are."""
 Thing = dict[str, Any]
+WRITTEN = ("HOME", "PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY", "HF_HOME")
+"""Variables that name a folder to write to."""
 POD_FIELDS = {
     *("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext"),
     *("terminationGracePeriodSeconds", "containers", "volumes"),
@@ -95,6 +97,18 @@ def test_the_pod_of_an_inference_service_is_valid_and_the_one_of_the_deployment(
 def test_all_pods_are_locked_down(rendered: list[Thing]) -> None:
     for name, spec in pod_specs(rendered):
         assert_locked_down(name, spec, may_have_token=name.startswith("Deployment prefect-worker"))
+
+
+def test_what_a_container_writes_lies_where_it_may_write(rendered: list[Thing]) -> None:
+    for name, spec in pod_specs(rendered):
+        for container in spec["containers"]:
+            places = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+            environment = {variable["name"]: variable.get("value") for variable in container.get("env", ())}
+            folders = {v: environment[v] for v in WRITTEN if v in environment}
+            for variable, folder in folders.items():
+                assert any(Path(folder).is_relative_to(place) for place in places), f"{name}: {variable}={folder}"
+            if "prefect server start" in " ".join(container.get("args", ())):
+                assert "PREFECT_UI_STATIC_DIRECTORY" in folders, "the server writes its pages when it starts"
 
 
 def test_no_secret_is_written_anywhere_but_in_secrets(rendered: list[Thing]) -> None:
