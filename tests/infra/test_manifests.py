@@ -31,7 +31,13 @@ Thing = dict[str, Any]
 WRITTEN = ("HOME", "PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY", "HF_HOME")
 """Variables that name a folder to write to."""
 POD_FIELDS = {
-    *("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks", "securityContext"),
+    *(
+        "serviceAccountName",
+        "automountServiceAccountToken",
+        "enableServiceLinks",
+        "securityContext",
+        "priorityClassName",
+    ),
     *("terminationGracePeriodSeconds", "containers", "volumes"),
 }
 """What a pod has of the fields of KServe's predictor."""
@@ -146,6 +152,26 @@ def test_each_name_that_a_pod_needs_is_there(rendered: list[Thing], request: pyt
         found = {(kind, name) for name in re.findall(pattern, text)}
         assert found, kind
         assert found - there <= {("Secret", "ltsft-hugging-face")}, "all but the optional one"
+
+
+def test_only_the_services_push_others_out_of_a_full_node(rendered: list[Thing]) -> None:
+    classes = {
+        c["metadata"]["name"]: c for c in yaml.safe_load_all((ROOT / "infra/k8s/base/priorities.yaml").read_text())
+    }
+    pushing = {name for name, c in classes.items() if c.get("preemptionPolicy") != "Never"}
+    assert pushing == {"ltsft-services"}
+    assert classes["ltsft-services"]["value"] == max(c["value"] for c in classes.values())
+
+    for thing in rendered:
+        if thing["kind"] in ("Deployment", "StatefulSet"):
+            assert thing["spec"]["template"]["spec"].get("priorityClassName") == "ltsft-services", thing["metadata"][
+                "name"
+            ]
+        if thing["kind"] == "InferenceService":
+            assert thing["spec"]["predictor"].get("priorityClassName") == "ltsft-services"
+    jobs = [render(json.loads(file.read_text()), {}) for file in POOLS] + [t for t in rendered if t["kind"] == "Job"]
+    for job in jobs:
+        assert job["spec"]["template"]["spec"]["priorityClassName"] not in pushing
 
 
 def test_a_rendered_job_is_valid(job: Thing) -> None:
