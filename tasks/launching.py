@@ -36,10 +36,9 @@ from prefect.logging import get_run_logger
 from prefect.states import AwaitingRetry
 
 from ltsft.errors import ServiceError, TrainingError
+from tasks.patience import AWAY_SECONDS
 from tasks.settings import read_settings
 
-AWAY_SECONDS = 3600.0
-"""How long Prefect's server may be away before waiting for it is given up."""
 _LONGER = 6
 """Each pause before another attempt is so many times as long as the one before."""
 _FAILED = "Flow run encountered an exception: "

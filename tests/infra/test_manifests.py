@@ -190,6 +190,7 @@ def test_a_rendered_job_leaves_retries_to_prefect_and_the_flow_knows(job: Thing)
     assert spec["podFailurePolicy"]["rules"][0]["action"] == "FailJob", "Ignore would start a second pod for the run"
     environment = {v["name"]: v.get("value") for v in pod["containers"][0]["env"]}
     assert environment["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
+    assert environment["PREFECT_PLUGINS_ENABLED"] == "true", "it waits for Prefect's server"
     assert pod["terminationGracePeriodSeconds"] > 30 + 15, "Prefect gives the training 30 s, and needs some itself"
     assert {"activeDeadlineSeconds", "ttlSecondsAfterFinished"} <= spec.keys()
     assert re.fullmatch(r"\d+s", job["metadata"]["annotations"]["ltsft.io/pending-timeout"])
@@ -293,6 +294,8 @@ def test_each_deployment_can_be_loaded_and_names_a_pool_and_variables_that_exist
     given = {**deployment.get("parameters", {}), **(deployment.get("triggers") or [{}])[0].get("parameters", {})}
 
     assert flow.name == deployment["name"], "a project has one deployment of each flow"
+    hooks = [*flow.on_crashed_hooks, *flow.on_cancellation_hooks]
+    assert not hooks, "tasks/patience.py has them not looked for"
     assert deployment["work_pool"].get("job_variables", {}).keys() <= variables.keys()
     known = set(inspect.signature(flow.fn).parameters)
     assert given.keys() <= known

@@ -41,16 +41,33 @@ class FaultyProxy:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            allow_reuse_address = True
 
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # clients that hang up
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._serve: Callable[[int], ThreadingHTTPServer] = lambda port: Server(("127.0.0.1", port), Handler)
+        self._is_cut = False
+        self._start(0)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self._port}"
+
+    def cut(self) -> None:
+        """Let nobody listen until `mend`: new connections are refused, and those that are open break."""
+        self._is_cut = True
+        self.close()
+
+    def mend(self) -> None:
+        """Listen again, at the same port."""
+        self._start(self._port)
+        self._is_cut = False
+
+    def _start(self, port: int) -> None:
+        self._server = self._serve(port)
+        self._port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -67,7 +84,8 @@ class FaultyProxy:
     def _pass_on(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         with self._lock:
-            fault = self.fault(len(self.requests) + 1, handler.command, handler.path)
+            is_cut = self._is_cut
+            fault = AWAY if is_cut else self.fault(len(self.requests) + 1, handler.command, handler.path)
             self.requests.append((handler.command, handler.path, fault))
         if fault == AWAY:
             handler.close_connection = True
