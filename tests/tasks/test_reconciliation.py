@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,7 +15,7 @@ NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 OLD, YOUNG = NOW - timedelta(minutes=20), NOW - timedelta(seconds=20)
 
 
-def look(*things: Run | Job | OpenRun) -> Actions:
+def look(*things: Run | Job | OpenRun, silent: dict[str, int] | None = None) -> Actions:
     return decide(
         [x for x in things if isinstance(x, Run)],
         [x for x in things if isinstance(x, Job)],
@@ -22,6 +23,7 @@ def look(*things: Run | Job | OpenRun) -> Actions:
         now=NOW,
         patience=timedelta(minutes=3),
         pending_timeout=timedelta(minutes=30),
+        silent=silent,
     )
 
 
@@ -80,3 +82,36 @@ def test_a_run_that_crashed_is_rescheduled_by_whoever_waits_for_it() -> None:
 
 def test_an_mlflow_run_of_somebody_elses_machine_is_left_alone() -> None:
     assert look(OpenRun("m", "language fo", "")) == Actions({}, [], {}, {})
+
+
+def test_a_run_in_a_process_is_dead_when_it_is_silent_and_not_because_it_has_no_pod() -> None:
+    running = Run("r", "fox", "RUNNING", OLD, where="process", sign=OLD)
+
+    assert look(running) == Actions({}, [], {}, {})
+    actions = look(running, OpenRun("m", "language fo", "r"), silent={"r": 1200})
+    assert actions.crash == {"r": "it is shown as running, but its process has given no sign of life for 1200 s"}
+    assert (actions.reschedule, actions.close) == (["r"], {"m": "its flow run crashed"})
+
+
+def test_a_run_that_no_process_starts_has_crashed_after_a_while() -> None:
+    pending = Run("r", "fox", "PENDING", NOW - timedelta(minutes=31), where="process")
+
+    assert look(pending).crash == {"r": "it was submitted, but no process has started it within 1860 s"}
+    assert look(Run("r", "fox", "PENDING", OLD, where="process")) == Actions({}, [], {}, {})
+
+
+def test_the_mlflow_run_of_a_cancelled_run_is_closed_once_its_process_is_silent() -> None:
+    cancelled = Run("r", "fox", "CANCELLED", OLD, where="process", sign=OLD)
+
+    assert look(cancelled, OpenRun("m", "language fo", "r")).close
+    assert not look(replace(cancelled, sign=YOUNG), OpenRun("m", "language fo", "r")).close
+
+
+def test_a_part_of_another_run_lives_as_long_as_that_one_and_is_not_rescheduled() -> None:
+    part = Run("p", "adapt-language fo", "RUNNING", OLD, where="part")
+
+    assert look(part) == Actions({}, [], {}, {}), "it needs no pod of its own"
+    actions = look(replace(part, left_since=OLD), OpenRun("m", "language fo", "p"))
+    assert actions.crash == {"p": "it is shown as running, but the run that it was a part of is over or began anew"}
+    assert (actions.reschedule, actions.close) == ([], {"m": "its flow run crashed"})
+    assert look(Run("h", "by hand", "RUNNING", OLD, where="elsewhere")) == Actions({}, [], {}, {})
