@@ -49,6 +49,7 @@ def quiet_environment() -> None:
     from tasks.settings import quiet_services
 
     quiet_services()
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes beside each server, for GenAI alone
     torch.set_num_threads(1)
 
 
