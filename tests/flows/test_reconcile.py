@@ -52,7 +52,7 @@ def prefect_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/api"
     try:
-        end = time.monotonic() + 180
+        end = time.monotonic() + 300
         while not _answers(f"{url}/health"):
             assert server.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < end, (folder / "log").read_text()
