@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ltsft.named_source import Source
-from ltsft.sources import OnError, RowError, check_scheme, open_lines, sentence_blocks, source_name
+from ltsft.sources import OnError, RowError, check_scheme, open_lines, source_name
 
 __all__ = ["TaggedRow", "read_tagged"]
 
-DOCUMENT = "-DOCSTART-"
+_MARK = re.compile(r"[ \t]*-DOCSTART-([ \t]|$)")
+_SPACES = re.compile(r"[ \t]+")
+"""What divides columns. Other white space (no-break, ideographic) is a part of a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,10 @@ class TaggedRow:
 def read_tagged(source: Source, *, on_error: OnError | None = None) -> Iterator[TaggedRow]:
     """Read the sentences of a ``conll:`` source: the word is the first column, the label the last.
 
-    Columns are divided by tabs if the sentence's first line has one, by spaces otherwise. The marks between documents
-    (``-DOCSTART-``) are left out. Every line of a sentence has as many columns as its first; which labels are allowed
-    is a matter of the target task.
+    Columns are divided by tabs if the sentence's first line has one, by spaces otherwise; a no-break or ideographic
+    space is a part of a word. The marks between documents (``-DOCSTART-``) are left out and end a sentence, wherever
+    they stand. There are no comments: ``#`` is a word. Every line of a sentence has as many columns as its first; which
+    labels are allowed is a matter of the target task.
 
     Args:
         source: what to read; a missing local file is fetched from its origin first.
@@ -57,9 +61,7 @@ def read_tagged(source: Source, *, on_error: OnError | None = None) -> Iterator[
     """
     check_scheme(source, "conll")
     name = source_name(source)
-    for first, block in sentence_blocks(open_lines(source)):
-        if block[0].startswith(DOCUMENT):
-            continue
+    for first, block in _sentences(open_lines(source)):
         try:
             words, labels = _parse(block, first, name)
         except RowError as error:
@@ -70,12 +72,30 @@ def read_tagged(source: Source, *, on_error: OnError | None = None) -> Iterator[
         yield TaggedRow(words, labels, first, name, " ".join(words))
 
 
+def _sentences(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Group lines into sentences, which empty lines end, and marks between documents, wherever they stand."""
+    block: list[str] = []
+    first = 1
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not _MARK.match(line):
+            first = first if block else number
+            block.append(line)
+        elif block:
+            yield first, block
+            block = []
+    if block:
+        yield first, block
+
+
 def _parse(block: list[str], first: int, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    separator = "\t" if "\t" in block[0] else None
+    has_tabs = "\t" in block[0].strip(" \t")
     words, labels = [], []
-    expected = max(2, len(block[0].split(separator)))
+    expected = max(2, len(_columns(block[0], has_tabs=has_tabs)))
+    if block[0].startswith("#") and len(block) > 1 and expected != len(_columns(block[1], has_tabs=has_tabs)):
+        told = f"this looks like a comment, which columns do not have: {block[0][:60]!r}; take it out"
+        raise RowError(name, first, told)
     for number, line in enumerate(block, start=first):
-        columns = [column.strip() for column in line.split(separator)]
+        columns = _columns(line, has_tabs=has_tabs)
         if len(columns) != expected:
             raise RowError(
                 name,
@@ -85,6 +105,12 @@ def _parse(block: list[str], first: int, name: str) -> tuple[tuple[str, ...], tu
             )
         if not columns[0] or not columns[-1]:
             raise RowError(name, number, f"the word or the label is empty in {line[:60]!r}; mend the line")
+        if not columns[0].strip() or not columns[-1].strip():
+            raise RowError(name, number, f"the word or the label is white space alone in {line[:60]!r}; mend the line")
         words.append(columns[0])
         labels.append(columns[-1])
     return tuple(words), tuple(labels)
+
+
+def _columns(line: str, *, has_tabs: bool) -> list[str]:
+    return [column.strip(" ") for column in line.split("\t")] if has_tabs else _SPACES.split(line.strip(" \t"))

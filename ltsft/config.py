@@ -2,7 +2,8 @@
 
 No other file reads it. Everything that is wrong is reported at once, each with its dotted path and what is allowed.
 Paths of data are relative to ``data_root``, which the file, the environment variable ``LTSFT_DATA_ROOT`` or an
-argument sets (the argument wins, then the environment).
+argument sets (the argument wins, then the environment). What the file names (``data_root``, ``store.folder``) starts
+from the folder of the file; what an argument or the environment names, from the working folder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
@@ -23,6 +23,8 @@ from ltsft.frozen import Frozen
 from ltsft.gates import Gates
 from ltsft.method_recipes import unknown_methods, work_out_recipes
 from ltsft.named_source import MissingDataError, Source, Sources
+from ltsft.names import NAME_RULE, Name, is_name
+from ltsft.project_file import read_tree, read_value
 from ltsft.recipe import MethodRecipes, Recipe
 from ltsft.target_task import TargetTask
 
@@ -34,6 +36,12 @@ __all__ = [
     "Store",
     "load_project",
 ]
+
+_NOT_IN_ADDRESSES = frozenset("?#%")
+"""Signs of a folder that mean something else in an address of SQLite or of artifacts."""
+
+_SUBJECT_LENGTH = 200
+"""Of the name of an SFT, in a release."""
 
 _SHOWN_MISSING = 5
 """How many missing files of a folder are told one by one."""
@@ -51,8 +59,8 @@ class BaseConfig(Frozen):
 class Language(Frozen):
     """A language of the matrix and its raw text."""
 
-    code: str
-    name: str
+    code: Name
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\r\n\t]*$")
     script: str = Field(pattern=r"^[A-Z][a-z]{3}$", description="ISO 15924, such as Latn")
     text: Sources
 
@@ -71,6 +79,23 @@ class Store(Frozen):
     folder: Path
     checkpoint_minutes: float = Field(5.0, gt=0, description="the most work that a kill can cost")
 
+    @field_validator("folder", mode="before")
+    @classmethod
+    def _one_place(cls, folder: Any) -> Any:
+        if not isinstance(folder, str):
+            return folder
+        if not folder.strip():
+            raise ValueError("must be a folder")
+        if "://" in folder:
+            raise ValueError("must be a folder of this machine; LTSFT_BUCKET and LTSFT_ARTIFACT_LOCATION are for S3")
+        found = sorted(set(folder) & _NOT_IN_ADDRESSES)
+        if found:
+            raise ValueError(f"an address of MLflow cannot hold {' '.join(found)}; choose another folder")
+        try:
+            return Path(folder).expanduser().absolute()
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+
 
 def _suits_objective(target: TargetTask) -> TargetTask:
     from ltsft.objectives.registry import OBJECTIVES  # loads torch, which reading a source need not
@@ -84,7 +109,7 @@ def _suits_objective(target: TargetTask) -> TargetTask:
 class Project(Frozen):
     """A parsed project file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     artificial: bool = Field(False, description="the languages are artificial; said wherever they are shown")
     data_root: str
     base: BaseConfig
@@ -121,6 +146,8 @@ class Project(Frozen):
     @model_validator(mode="after")
     def _suits_several_sources(self) -> Project:
         for name, target in self.target_tasks.items():
+            if len(f"task {name} {target.source_name} seed {2**32}") > _SUBJECT_LENGTH:
+                raise ValueError(f"target_tasks.{name}.sources: the names of so many are too long together; use fewer")
             if len(target.sources) == 1 or name not in self.recipes:
                 continue
             if target.order == "sequential" and self.recipes[name].iterations > 1:
@@ -144,7 +171,6 @@ class Project(Frozen):
             entries = value.get(section)
             if isinstance(entries, Mapping):
                 value[section] = {k: {**v, field: k} if isinstance(v, Mapping) else v for k, v in entries.items()}
-        value.setdefault("store", {"folder": f"work/{value.get('name', 'project')}"})
         return value
 
     def with_method(self, name: str) -> Project:
@@ -197,15 +223,8 @@ def load_project(
         ConfigError: naming everything that is wrong at once: unknown keys, values out of range, missing local files.
     """
     path = Path(path)
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no project file {path}; configs/ has examples") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not readable YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping with name, base, languages, target_tasks and recipes")
-    raw = _without_sharing(raw)
+    raw = read_tree(path)
+    written = _start_from(path, raw)
     for override in overrides:
         _apply_override(raw, override)
     if base is not None:
@@ -213,32 +232,74 @@ def load_project(
         raw["base"] = {"id": identifier, "revision": revision or None}
     if method is not None:
         raw["method"] = method
-    root = data_root or os.environ.get("LTSFT_DATA_ROOT") or raw.get("data_root") or "."
-    raw["data_root"] = root if "://" in root else str(Path(root).expanduser().absolute())
+    raw["data_root"] = root = _root(data_root, raw)
     problems = _reference_problems(raw)
     try:
-        project = Project.model_validate(raw, context={"data_root": raw["data_root"], "check_files": check_files})
+        project = Project.model_validate(raw, context={"data_root": root, "check_files": check_files})
+        problems += _moved_store(path.absolute().parent, project.store.folder, written)
     except PydanticError as error:
-        problems = [*_field_problems(error, raw["data_root"]), *problems]
+        problems = [*_field_problems(error, root), *problems]
     if problems:
         raise ConfigError(f"{path} has mistakes:\n" + "\n".join(f"  {problem}" for problem in problems))
     return project
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once in a mapping: of two sources of a name the first would be dropped in silence."""
+def _start_from(path: Path, raw: dict[str, Any]) -> str:
+    """Let the folders that a file names start from where it lies; give the store's folder as it was written."""
+    here = path.absolute().parent
+    root, store = raw.get("data_root"), raw.get("store", {})
+    if isinstance(root, str) and root:
+        raw["data_root"] = _below(here, root)
+    if isinstance(store, dict):
+        written = store.get("folder", f"work/{raw.get('name', 'project')}")
+        if isinstance(written, str) and written:
+            raw["store"] = {**store, "folder": _below(here, written)}
+            return written
+    return ""
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        first: dict[str, yaml.Mark] = {}
-        for key, _ in node.value:
-            if key.value in first:
-                raise yaml.MarkedYAMLError(
-                    f"{key.value} stands twice in a mapping; first", first[key.value], "and again", key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                first[key.value] = key.start_mark
-        return node
+
+def _below(folder: Path, place: str) -> str:
+    """Start a relative path from a folder; a URL and `~` stay as they are."""
+    return place if "://" in place or place.startswith("~") else os.path.normpath(folder / place)
+
+
+def _root(given: str | None, raw: Mapping[str, Any]) -> str:
+    """Choose the folder or URL of the data; what an option or a variable names starts from the working folder.
+
+    Raises:
+        ConfigError: it is no text, or names the home of somebody whom there is not.
+    """
+    root = given or os.environ.get("LTSFT_DATA_ROOT") or raw.get("data_root") or "."
+    if not isinstance(root, str):
+        raise ConfigError(f"data_root: must be a folder or a URL, got {root!r}")
+    try:
+        return root if "://" in root else str(Path(root).expanduser().absolute())
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"data_root: {root!r} is no folder: {error}") from error
+
+
+def _moved_store(here: Path, folder: Path, written: str) -> list[str]:
+    """Find the record of a store that was looked for from the working folder, as it was once."""
+    old = Path(os.path.abspath(written)) if written else folder  # noqa: PTH100 - without .. in it
+    if (
+        old == folder
+        or str(folder) != _below(here, written)
+        or not _exists(old / "mlflow.db")
+        or _exists(folder / "mlflow.db")
+    ):
+        return []
+    return [
+        f"store.folder: {written} starts from the project file, where there is no record ({folder}); it started from "
+        f"the working folder once, and a record is there: move it (mv {old} {folder}) or name it "
+        f"(--set store.folder={old})"
+    ]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -252,31 +313,20 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"cannot set {dotted}: {key} is not a mapping in the project file")
         node = child
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot set {dotted}: {value!r} is not readable YAML") from error
-
-
-def _without_sharing(value: Any) -> Any:
-    """Copy what a YAML anchor put into several places, so that an override changes one of them."""
-    if isinstance(value, dict):
-        return {key: _without_sharing(item) for key, item in value.items()}
-    return [_without_sharing(item) for item in value] if isinstance(value, list) else value
+    node[last] = read_value(value, dotted)
 
 
 def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
     """Find names that stand for nothing. What is not of the right form is left to the models."""
     languages, targets, recipes = (_as_mapping(raw.get(name)) for name in ("languages", "target_tasks", "recipes"))
-    problems = [
-        f"{section}: the name {name!r} is not text; put it in quotes (YAML has other ideas of no, yes, on and numbers)"
-        for section, names in (("languages", languages), ("target_tasks", targets))
-        for name in names
-        if not isinstance(name, str)
-    ]
+    problems = _name_problems(languages, targets)
     unseen = raw.get("unseen") or ()
     if isinstance(unseen, (list, tuple)):
-        problems += [f"unseen: {code!r} is not in languages" for code in unseen if code not in languages]
+        problems += [
+            f"unseen: {code!r} is not in languages"
+            for code in unseen
+            if isinstance(code, str) and code not in languages
+        ]
     seeds = _as_mapping(recipes.get("language")).get("seeds", (1,))
     if "language" not in recipes:
         problems.append("recipes.language: missing; it says how language SFTs are learnt")
@@ -311,6 +361,22 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
                 for code in _as_mapping(_as_mapping(target).get(section))
                 if code not in languages
             ]
+    return problems
+
+
+def _name_problems(languages: Mapping[Any, Any], targets: Mapping[Any, Any]) -> list[str]:
+    """Find names that do not work everywhere, and two that some folders and databases take for one."""
+    problems = []
+    for section, names in (("languages", languages), ("target_tasks", targets)):
+        first: dict[str, str] = {}
+        for name in names:
+            if not is_name(name):
+                problems.append(f"{section}: {name!r} is no name; allowed are {NAME_RULE}")
+            elif name.lower() in first:
+                problems.append(f"{section}: {name} and {first[name.lower()]} differ in capitals alone; rename one")
+            first.setdefault(str(name).lower(), str(name))
+    if "language" in targets:
+        problems.append("target_tasks: `language` is the recipe of language SFTs; choose another name")
     return problems
 
 

@@ -59,7 +59,7 @@ def _show_trouble(message: str, first: str = "ltsft:") -> None:
 
 def escaped(text: str) -> str:
     """Keep rich from reading brackets as markup."""
-    return text.replace("[", r"\[")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("[", r"\[")
 
 
 def console() -> Console:

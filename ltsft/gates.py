@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ltsft.frozen import Frozen
 
 __all__ = ["Gates", "LabelledGate", "ReleaseGate", "TextGate"]
 
@@ -17,14 +19,12 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class TextGate(BaseModel):
+class TextGate(Frozen):
     """Thresholds for the raw text of one language.
 
     A share is between 0 and 1. ``min_...`` is the least and ``max_...`` the most that is allowed, both inclusive. The
     other fields set what is measured (what a long line is, how many lines the tokenizer sees).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_lines: Count = Field(
         default=100, description="with fewer lines there is too little to learn from and to hold out"
@@ -96,13 +96,11 @@ class TextGate(BaseModel):
     )
 
 
-class LabelledGate(BaseModel):
+class LabelledGate(Frozen):
     """Thresholds for the labelled data of one target task; each split must keep them, unless its reason says otherwise.
 
     A share is between 0 and 1. ``min_...`` is the least and ``max_...`` the most that is allowed, both inclusive.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_sentences: Count = Field(
         default=10, description="fewer sentences than this make neither a training nor a score"
@@ -168,14 +166,12 @@ class LabelledGate(BaseModel):
     )
 
 
-class ReleaseGate(BaseModel):
+class ReleaseGate(Frozen):
     """What a composition must keep before it is released. Bounds are inclusive.
 
     The first release of a (language, target task) has no champion to be compared with, and what its interference should
     be is not known yet: only the floor and the canary decide, and the rest is recorded.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_score: Share = Field(
         default=0.3, description="the floor: below it no answer at all is better; accuracy or F1, by target task"
@@ -211,10 +207,8 @@ class ReleaseGate(BaseModel):
     )
 
 
-class Gates(BaseModel):
+class Gates(Frozen):
     """The thresholds of a project: for raw text, for labelled data, and for what is released."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: TextGate = TextGate()
     labelled: LabelledGate = LabelledGate()

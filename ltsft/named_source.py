@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
@@ -56,7 +56,7 @@ class Source(Frozen):
         if scheme == "hf":
             return {"scheme": scheme, "location": _hub_location(location, root, context), "origin": None}
         location = _join(root, location)
-        is_missing = "://" not in location and value.get("origin") is None and not Path(location).is_file()
+        is_missing = "://" not in location and value.get("origin") is None and not _is_there(location, Path.is_file)
         if context.get("check_files") and is_missing:
             raise MissingDataError("file", location, root)
         return {"scheme": scheme, "location": location, "origin": value.get("origin")}
@@ -68,6 +68,18 @@ class Source(Frozen):
 
     def __str__(self) -> str:
         return f"{self.scheme}:{self.location}"
+
+
+def _is_there(location: str, looks: Callable[[Path], bool]) -> bool:
+    """Look for a file or folder.
+
+    Raises:
+        ValueError: the system refuses to look: a name that is too long, a folder that may not be entered.
+    """
+    try:
+        return looks(Path(location))
+    except OSError as error:
+        raise ValueError(f"{location[:200]}: {error.strerror}") from error
 
 
 def _join(root: str, location: str) -> str:
@@ -89,7 +101,7 @@ def _hub_location(location: str, root: str, context: Mapping[str, Any]) -> str:
         raise ValueError(f"hf: needs a split, such as hf:{path}?split=train")
     if path.startswith(("/", "./", "../")):
         path = _join(root, path)
-        if context.get("check_files") and not Path(path).is_dir():
+        if context.get("check_files") and not _is_there(path, Path.is_dir):
             raise MissingDataError("folder", path, root)
     elif not re.fullmatch("[0-9a-f]{40}", options.get("revision", "")):
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -67,7 +67,7 @@ class Recipe(Frozen):
     variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
     high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
     reduction: float | None = Field(None, gt=0, description="hidden size over the width of a bottleneck (mad_x)")
-    seeds: tuple[int, ...] = Field((1,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from urllib.parse import parse_qsl
 from ltsft.errors import SourceError
 from ltsft.locations import shown
 from ltsft.named_source import Source
-from ltsft.sources import OnError, RowError, ensure_local, open_lines, source_name
+from ltsft.sources import OnError, RowError, ensure_local, open_lines, source_name, visible
 
 __all__ = ["RECORDS", "Record", "read_records"]
 
@@ -40,6 +42,8 @@ class Record:
             RowError: there is no such column, or it holds neither text nor a number.
         """
         value = self.value(column)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RowError(self.source, self.line, f"column {column!r} holds {value}, which is no text: a gap?")
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise RowError(self.source, self.line, f"column {column!r} holds {_kind(value)}; it must hold text")
         return str(value).strip()
@@ -133,7 +137,10 @@ def _with_names(numbered: Iterator[tuple[int, list[str]]], source: Source) -> Fo
             yield number, dict(zip(names, fields, strict=True))
         else:
             shown_fields = " | ".join(fields)[:60]
-            yield number, f"{len(names)} columns are due ({', '.join(names)}), got {len(fields)} in {shown_fields!r}"
+            yield (
+                number,
+                f"{len(names)} columns are due ({visible(', '.join(names))}), got {len(fields)} in {shown_fields!r}",
+            )
 
 
 def _read_jsonl(source: Source) -> Found:
@@ -141,7 +148,7 @@ def _read_jsonl(source: Source) -> Found:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = _DECODER.decode(line)
         except (ValueError, RecursionError) as error:
             yield number, f"this is not JSON: {error}, in {line[:60]!r}"
             continue
@@ -151,12 +158,40 @@ def _read_jsonl(source: Source) -> Found:
         yield number, value if isinstance(value, dict) else f"a JSON object is due, got {_kind(value)}"
 
 
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text} is too large")
+    return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"{next(name for name, count in counts.items() if count > 1)!r} stands twice in an object")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_each_key_once)
+
+
 def _is_unicode(value: object) -> bool:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeEncodeError, RecursionError):
         return False
     return True
+
+
+def _refuse_twice(names: list[str], source: Source) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SourceError(f"{source_name(source)}: column {twice[0]!r} stands twice; rename or remove one")
 
 
 def _read_parquet(source: Source) -> Found:
@@ -168,7 +203,9 @@ def _read_parquet(source: Source) -> Found:
     try:
         with fsspec.open(source.location, "rb") as opened:
             number = 0
-            for block in pyarrow.parquet.ParquetFile(opened).iter_batches(batch_size=ROWS_AT_ONCE):
+            file = pyarrow.parquet.ParquetFile(opened)
+            _refuse_twice(file.schema_arrow.names, source)
+            for block in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 for record in block.to_pylist():
                     number += 1
                     yield number, record

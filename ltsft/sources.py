@@ -28,6 +28,7 @@ __all__ = [
     "read_text",
     "sentence_blocks",
     "source_name",
+    "visible",
 ]
 
 Errors = Literal["strict", "surrogateescape"]
@@ -226,6 +227,11 @@ def check_scheme(source: Source, scheme: str) -> None:
 def source_name(source: Source) -> str:
     """Name a source in messages, without user, password and query of a URL."""
     return f"{source.scheme}:{shown(source.location)}"
+
+
+def visible(text: str) -> str:
+    """Give text as it may stand in a message of one line: what is no visible character is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _split_lines(chunks: Iterable[bytes], source: Source) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ltsft.frozen import Frozen
 from ltsft.named_source import Source, Sources, as_list
+from ltsft.names import Name
 
 __all__ = ["LabelledData", "Sampling", "TargetTask"]
 
@@ -34,7 +35,7 @@ class TargetTask(Frozen):
     (`TargetObjective.problems`); the project file asks it.
     """
 
-    name: str
+    name: Name
     objective: str
     labels: tuple[str, ...] = ()
     columns: dict[str, str] = Field({}, description="what the objective calls a column -> its name in the files")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ltsft.errors import SourceError
 from ltsft.named_source import Source
-from ltsft.sources import check_scheme, open_lines, source_name
+from ltsft.sources import check_scheme, open_lines, source_name, visible
 
 __all__ = ["read_word_list"]
 
@@ -33,7 +33,7 @@ def read_word_list(source: Source) -> Mapping[str, tuple[str, ...]]:
             continue
         columns = [column.strip() for column in line.split("\t")]
         if len(columns) != 2 or "" in columns:
-            bad.append(f"{source_name(source)}:{number} «{line[:60]}»")
+            bad.append(f"{source_name(source)}:{number} «{visible(line[:60])}»")
         else:
             found.setdefault(columns[0].lower(), {})[columns[1]] = None
     if bad:

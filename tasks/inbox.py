@@ -28,11 +28,11 @@ from typing import Any
 
 from ltsft.config import Project
 from ltsft.errors import ConflictError, ServiceError
+from ltsft.names import NAME_RULE, is_name
 from ltsft.text_measures import most_used_script
 from tasks.storage import Bucket, Entry
 
 REGISTER = "inbox.json"
-_CODE = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,30}")
 _SAMPLE_BYTES = 1 << 16
 _NAMESPACE = uuid.UUID("5d1f8c9e-2f5c-4a53-9d2c-3f6f0f0f7a11")
 _LOG = logging.getLogger(__name__)
@@ -161,8 +161,8 @@ def _languages(bucket: Bucket) -> dict[str, list[Entry]]:
         code, _, name = entry.name.removeprefix("inbox/").partition("/")
         if name and not name.endswith("/"):
             found[code].append(entry)
-    for code in [code for code in found if not _CODE.fullmatch(code)]:
-        _LOG.warning("inbox/%s is left: a language code has letters, digits and dashes", code)
+    for code in [code for code in found if not is_name(code)]:
+        _LOG.warning("inbox/%s is left: allowed are %s", code, NAME_RULE)
         del found[code]
     return dict(found)
 

@@ -169,9 +169,10 @@ def _other_form(scope: Scope) -> str:
 
 def _is_utf8(body: bytes) -> bool:
     try:
-        return b"\0" not in body[:4] and body.decode("utf-8") is not None
+        body.decode("utf-8")
     except UnicodeDecodeError:
         return False
+    return b"\0" not in body[:4]  # UTF-16 or UTF-32 without a mark
 
 
 async def _refuse(send: Send, status: int, code: str, message: str, *more: tuple[bytes, bytes]) -> None:

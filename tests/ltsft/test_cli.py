@@ -261,4 +261,4 @@ def test_the_installed_command_runs_and_keeps_standard_output_for_data(tiny_proj
 
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) == 7
-    assert (Path(store) / "mlflow.db").is_file(), "a store folder is relative to the working folder"
+    assert (Path(store) / "mlflow.db").is_file(), "what the command line names starts from the working folder"

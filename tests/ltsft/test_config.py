@@ -211,7 +211,7 @@ def test_a_key_that_stands_twice_is_a_mistake_and_one_that_replaces_a_merged_key
     file = tmp_path / "project.yaml"
     file.write_text("languages:\n  fo: {name: Faroese}\n  gv: {name: Manx}\n  fo: {name: Faroe}\n", encoding="utf-8")
     message = mistakes(file)
-    assert "fo stands twice in a mapping" in message
+    assert "'fo' stands twice in a mapping" in message
     assert "line 2" in message
     assert "line 4" in message
     file.write_text(

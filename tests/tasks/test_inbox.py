@@ -46,7 +46,7 @@ def test_an_upload_that_is_not_finished_and_what_is_no_text_are_left(
     assert notice(bucket, known=["known"], quiet_seconds=600) == []
     assert notice(bucket, known=["known"], quiet_seconds=0)[0].code == "fo"
     assert set(read_register(bucket)[0]) == {"fo"}
-    assert "inbox/b.a.d is left: a language code has letters, digits and dashes" in caplog.text
+    assert "inbox/b.a.d is left: allowed are 1 to 40 letters and digits of ASCII" in caplog.text
     assert "yo/notes.pdf is left: allowed are *.txt" in caplog.text
     assert "inbox/known is left: known stands in the project file" in caplog.text
 
