@@ -166,7 +166,7 @@ def bootstrap(
             file,
             root=root,
             job_variables=dict(map(_name_and_value, job_variables or ())),
-            pool_limits={name: int(limit) for name, limit in map(_name_and_value, pool_limits or ())},
+            pool_limits=dict(map(_name_and_count, pool_limits or ())),
             pool_type=pool_type,
             schedules={name: str(when) for name, when in map(_name_and_value, schedules or ())},
             app_folder=app_folder,
@@ -188,6 +188,14 @@ def _name_and_value(argument: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+def _name_and_count(argument: str) -> tuple[str, int]:
+    """Read name=number."""
+    name, value = _name_and_value(argument)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
+        fail(f"give name=number, got {argument!r}")
+    return name, value
 
 
 @app.command()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from ltsft.errors import LtsftError, ServiceError
+from ltsft.errors import ConfigError, LtsftError, ServiceError
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,10 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
 
     Raises:
         KeyboardInterrupt: a person stopped it; says what that means.
+        ConfigError: Prefect's folder cannot be written.
         ServiceError: Prefect's API cannot be used; what fails inside the flow is in how it ended.
     """
+    _check_home()
     if PREFECT_API_URL.value() is None:
         from tasks.ephemeral_server import EphemeralServer  # seconds of imports
 
@@ -45,7 +50,7 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     except (RuntimeError, httpx.HTTPError) as error:
         raise ServiceError(
             f"Prefect cannot be used: {type(error).__name__}: {error}; check PREFECT_API_URL "
-            f"({os.environ.get('PREFECT_API_URL', 'not set: a server is started for the run')}) and that it is up"
+            f"({_told_url()}) and that it is up"
         ) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is done is kept, and the same command goes on from there") from None
@@ -54,3 +59,29 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     raised = state.result(raise_on_failure=False)
     told = str(raised) if isinstance(raised, LtsftError) else ""
     return FlowEnd(False, state.message or "the run failed", told)
+
+
+def _told_url() -> str:
+    """Say which address of Prefect's API is used, and who sets it."""
+    url = PREFECT_API_URL.value()
+    if url is None:
+        return "not set: a server is started for the run"
+    shown = re.sub(r"//[^/@]*@", "//***@", url)
+    return shown if os.environ.get("PREFECT_API_URL") else f"{shown}, which `prefect config view` shows the origin of"
+
+
+def _check_home() -> None:
+    """Make sure that Prefect can keep its files; it would look for its server for minutes otherwise.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    home = Path(PREFECT_HOME.value())
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"Prefect's folder {home} cannot be written: {error.strerror}; set PREFECT_HOME to one that can"
+        ) from error

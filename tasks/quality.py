@@ -12,7 +12,9 @@ import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ltsft.config import Language
@@ -312,7 +314,9 @@ def _judge(
                 },
             )
         )
+        _tell_time_zone()
         outcome = checkpoint.run(batch_parameters={"dataframe": table}, run_id=RunIdentifier(run_name=_file_name(name)))
+        _check_report(folder)
         _drop_decoration(folder)
     results = [result for run in outcome.run_results.values() for result in run.results]
     by_threshold = {check.threshold: check for check in checks}
@@ -376,6 +380,33 @@ def _remove_report(folder: Path) -> None:
     (folder / "index.html").unlink(missing_ok=True)
     for part in ("expectations", "validations", "static"):
         shutil.rmtree(folder / part, ignore_errors=True)
+
+
+def _tell_time_zone() -> None:
+    """Give the report a time zone where TZ is a rule, such as UTC0; what it asks knows names of zones alone."""
+    import tzlocal
+    from great_expectations.render.renderer import site_index_page_renderer as renderer
+
+    try:
+        tzlocal.get_localzone()
+    except (LookupError, ValueError, OSError):
+        offset = datetime.now().astimezone().tzinfo
+        renderer.tzlocal = SimpleNamespace(get_localzone=lambda: offset)
+
+
+def _check_report(folder: Path) -> None:
+    """Look at the report: Great Expectations logs why it could not write a page, and goes on.
+
+    Raises:
+        ServiceError: a page is missing or empty.
+    """
+    pages = [folder / "index.html", *folder.glob("validations/**/*.html")]
+    bad = [page for page in pages if not page.is_file() or not page.stat().st_size]
+    if bad or len(pages) < 2:
+        raise ServiceError(
+            f"Great Expectations could not write its report to {folder} ({len(bad)} empty pages); its log says why; "
+            "look at TZ, the locale and the space on the disk"
+        )
 
 
 def _drop_decoration(folder: Path) -> None:

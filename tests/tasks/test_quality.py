@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import tzlocal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ltsft.columns import TaggedRow
 from ltsft.config import Language
-from ltsft.errors import SourceError, ValidationError
+from ltsft.errors import ServiceError, SourceError, ValidationError
 from ltsft.gates import LabelledGate, TextGate
 from ltsft.named_source import Source
 from ltsft.objectives.token_classification import TokenClassification
@@ -216,6 +217,27 @@ def test_validation_is_silent_sends_nothing_and_writes_only_its_report(
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "Calculating" not in captured.err
+
+
+@pytest.mark.parametrize("zone", ["UTC0", "CET-1CEST", "Nowhere/City"])
+def test_the_report_has_pages_whatever_the_time_zone_is_called(
+    zone: str, judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    monkeypatch.setattr("tzlocal.unix._cache_tz", None)
+    monkeypatch.setattr("great_expectations.render.renderer.site_index_page_renderer.tzlocal", tzlocal)
+    pages = list(judge(encode(good_lines())).report.parent.rglob("*.html"))
+    assert len(pages) >= 2
+    assert all(page.stat().st_size > 1000 for page in pages)
+
+
+def test_a_report_that_could_not_be_written_is_an_error(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC0")
+    monkeypatch.setattr("tzlocal.unix._cache_tz", None)
+    monkeypatch.setattr("great_expectations.render.renderer.site_index_page_renderer.tzlocal", tzlocal)
+    monkeypatch.setattr("tasks.quality._tell_time_zone", lambda: None)
+    with pytest.raises(ServiceError, match="could not write its report"):
+        judge(encode(good_lines()))
 
 
 def test_a_source_that_cannot_be_read_is_an_error_not_a_failed_gate(
