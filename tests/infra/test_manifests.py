@@ -154,6 +154,21 @@ def test_each_name_that_a_pod_needs_is_there(rendered: list[Thing], request: pyt
         assert found - there <= {("Secret", "ltsft-hugging-face")}, "all but the optional one"
 
 
+def test_every_pod_that_has_the_cache_finds_data_and_bases_where_flow_runs_put_them(rendered: list[Thing]) -> None:
+    def placed(container: Thing) -> Thing:
+        return {v["name"]: v["value"] for v in container["env"] if v["name"] in ("LTSFT_DATA_ROOT", "HF_HOME")}
+
+    flows = [render(json.loads(file.read_text()), {})["spec"]["template"]["spec"]["containers"][0] for file in POOLS]
+    wanted = placed(flows[0])
+    assert wanted == {"LTSFT_DATA_ROOT": "/cache/data", "HF_HOME": "/cache/huggingface"}
+    assert placed(flows[1]) == wanted
+    templates = [spec for _, spec in pod_specs(rendered)]
+    templates += [t["spec"]["predictor"] for t in rendered if t["kind"] == "InferenceService"]
+    for container in (container for spec in templates for container in spec["containers"]):
+        if any(mount["mountPath"] == "/cache" for mount in container["volumeMounts"]):
+            assert placed(container) == wanted, container["name"]
+
+
 def test_only_the_services_push_others_out_of_a_full_node(rendered: list[Thing]) -> None:
     classes = {
         c["metadata"]["name"]: c for c in yaml.safe_load_all((ROOT / "infra/k8s/base/priorities.yaml").read_text())
