@@ -169,6 +169,21 @@ def test_every_pod_that_has_the_cache_finds_data_and_bases_where_flow_runs_put_t
             assert placed(container) == wanted, container["name"]
 
 
+def test_the_pool_for_cpus_gets_the_image_that_bootstrap_has(kubectl: str, manifests: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bootstrap"
+    shutil.copytree(manifests / "bootstrap", folder)
+    file = folder / "kustomization.yaml"
+    image = f"registry.example.org:5000/ltsft@sha256:{'1' * 64}"
+    name, digest = image.split("@")
+    file.write_text(re.sub(r"newName: ltsft, newTag: cpu", f"newName: '{name}', digest: '{digest}'", file.read_text()))
+
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True)
+
+    [container] = yaml.safe_load(done.stdout)["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == image
+    assert f"--job-variable=ltsft-cpu.image={image}" in container["args"]
+
+
 def test_only_the_services_push_others_out_of_a_full_node(rendered: list[Thing]) -> None:
     classes = {
         c["metadata"]["name"]: c for c in yaml.safe_load_all((ROOT / "infra/k8s/base/priorities.yaml").read_text())
