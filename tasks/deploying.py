@@ -191,10 +191,14 @@ def _facts(
 
 
 def _create(client: SyncPrefectClient, wanted: Wanted, *, is_off: bool) -> None:
-    schedules = [DeploymentScheduleCreate(schedule=schedule, active=not is_off) for schedule in wanted.schedules]
+    schedules = _switched(wanted.schedules, is_off=is_off)
     client.create_deployment(
         client.create_flow(wanted.flow), wanted.project, path=".", schedules=schedules, **wanted.facts
     )
+
+
+def _switched(schedules: Iterable[CronSchedule | IntervalSchedule], *, is_off: bool) -> list[DeploymentScheduleCreate]:
+    return [DeploymentScheduleCreate(schedule=schedule, active=not is_off) for schedule in schedules]
 
 
 def _differing(there: DeploymentResponse, facts: Mapping[str, Any]) -> tuple[str, ...]:
@@ -228,7 +232,7 @@ def _reschedule(client: SyncPrefectClient, doing: Doing, wanted: Wanted, there: 
         for schedule in leaving:
             client.delete_deployment_schedule(there.id, schedule.id)
         if coming:
-            client.create_deployment_schedules(there.id, [(schedule, not is_off) for schedule in coming])
+            client.create_deployment_schedules(there.id, _switched(coming, is_off=is_off))
 
     gone = sorted(_told(schedule.schedule) for schedule in leaving)
     details = (*(f"no more {told}" for told in gone), *(f"now {_told(schedule)}" for schedule in coming))

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,49 +20,9 @@ import pytest
 import yaml
 from faulty_proxy import FaultyProxy
 from kubernetes_api import Cluster
+from servers import BIN, ROOT, Process, answers, free_port, postgres, postgres_programs, wait_until
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 NAMESPACE = "ltsft"
-
-
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.2)
-    return found
-
-
-class Process:
-    """A server that can be killed and started again."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], log: Path, **more: Any) -> None:
-        self.command, self.environment, self.log, self.more = command, environment, log, more
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as file:
-            self.process = subprocess.Popen(
-                self.command,
-                env=self.environment,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-                cwd=ROOT,
-                **self.more,
-            )
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, 9)
-        self.process.wait()
 
 
 class Rig:
@@ -74,6 +32,7 @@ class Rig:
         self.folder = folder
         self.s3 = FaultyProxy(s3)
         self.processes: dict[str, Process] = {}
+        self._opened = contextlib.ExitStack()
         plain = ("PATH", "LANG", "LC_ALL", "TMPDIR")
         self.environment = {name: os.environ[name] for name in plain if name in os.environ} | {
             "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -118,24 +77,10 @@ class Rig:
         return kind, f"http://127.0.0.1:{port}"
 
     def _start_postgres(self) -> tuple[str, str] | None:
-        initdb, postgres = shutil.which("initdb"), shutil.which("postgres")
-        if initdb is None or postgres is None:
+        if postgres_programs() is None:
             return None
-        data, port = self.folder / "postgres", free_port()
-        data.mkdir()
-        more: dict[str, Any] = {}
-        if os.geteuid() == 0:  # it refuses to run as root
-            more["user"] = "nobody"
-            shutil.chown(data, "nobody")
-            for parent in (self.folder, *self.folder.parents[:3]):
-                parent.chmod(parent.stat().st_mode | 0o011)
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        options = ["-D", str(data), "-U", "mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8"]
-        subprocess.run([initdb, *options], check=True, cwd="/", **quiet, **more)
-        command = [postgres, "-D", str(data), "-p", str(port), "-k", "", "-c", "listen_addresses=127.0.0.1"]
-        log = self.folder / "postgres.log"
-        self.processes["postgres"] = Process([*command, "-c", "fsync=off"], dict(os.environ), log, **more)
-        return "PostgreSQL", f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+        address = self._opened.enter_context(postgres("mlflow"))
+        return "PostgreSQL", f"postgresql+psycopg2://{address}/mlflow"
 
     def start(self) -> None:
         """Wait for the servers and start the workers."""
@@ -155,8 +100,8 @@ class Rig:
         self.secrets = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
         self.cluster.config_maps["ltsft-settings"] = self.settings
         self.cluster.add_secret("ltsft-s3", NAMESPACE, {"access-key": "testing", "secret-key": "testing"})
-        wait_until(lambda: self._answers(f"{self.prefect_url}/health"), "Prefect's server", 90)
-        wait_until(lambda: self._answers(f"{self.mlflow.url}/health"), "MLflow", 90)
+        wait_until(lambda: answers(f"{self.prefect_url}/health"), "Prefect's server", 90)
+        wait_until(lambda: answers(f"{self.mlflow.url}/health"), "MLflow", 90)
 
     def _meeting_place(self, pod: dict[str, Any]) -> dict[str, str]:
         """Where the nodes of a job meet: all are on this machine, so each job has a port of its own."""
@@ -178,6 +123,7 @@ class Rig:
             self.cluster.__exit__(None, None, None)
         for process in reversed(self.processes.values()):
             process.kill()
+        self._opened.close()
         self.s3.close()
         self.mlflow.close()
 
@@ -277,13 +223,6 @@ class Rig:
     def mlflow_runs(self, project: Path) -> list[Any]:
         tracker = self.tracker(project)
         return list(tracker.client.search_runs([tracker.experiment_id], max_results=1000))
-
-    @staticmethod
-    def _answers(url: str) -> bool:
-        try:
-            return httpx.get(url, timeout=2).is_success
-        except httpx.HTTPError:
-            return False
 
 
 @pytest.fixture(scope="session")

@@ -14,17 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+from servers import answers, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.3)
-    return found
 
 
 def change(project: Path, alter: Callable[[dict[str, Any]], None]) -> None:
@@ -238,7 +231,7 @@ def test_services_that_come_and_go_cost_time_and_nothing_else(cluster: Any, proj
         cluster.processes[name].start()
     cluster.cluster.drop_watches()
     cluster.cluster.forget()
-    wait_until(lambda: cluster._answers(f"{cluster.prefect_url}/health"), "Prefect's server")
+    wait_until(lambda: answers(f"{cluster.prefect_url}/health"), "Prefect's server")
 
     state = cluster.finished(run, 480)
 
