@@ -391,7 +391,7 @@ def _tell_time_zone() -> None:
         tzlocal.get_localzone()
     except (LookupError, ValueError, OSError):
         offset = datetime.now().astimezone().tzinfo
-        renderer.tzlocal = SimpleNamespace(get_localzone=lambda: offset)
+        vars(renderer)["tzlocal"] = SimpleNamespace(get_localzone=lambda: offset)
 
 
 def _check_report(folder: Path) -> None:

@@ -142,7 +142,8 @@ class Guard:
 
 
 def _takes_body(scope: Scope) -> bool:
-    return scope["method"] == "POST" and scope["path"].startswith("/v1/") and scope["path"] != "/v1/models"
+    path = str(scope["path"])
+    return str(scope["method"]) == "POST" and path.startswith("/v1/") and path != "/v1/models"
 
 
 def _other_form(scope: Scope) -> str:
