@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from servers import postgres, postgres_programs
 
 TWO_AT_ONCE = """
 import multiprocessing, sys
@@ -37,56 +33,14 @@ sys.exit(sum(process.exitcode != 0 for process in both))
 """
 
 
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """The address of a PostgreSQL with two empty databases, without a name at its end."""
-    initdb, server = shutil.which("initdb"), shutil.which("postgres")
-    if initdb is None or server is None:
-        pytest.skip("PostgreSQL is not installed (initdb, postgres)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    data = tmp_path / "postgres"
-    data.mkdir()
-    more: dict[str, Any] = {"cwd": "/", "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    if os.geteuid() == 0:  # it refuses to run as root
-        more["user"] = "nobody"
-        shutil.chown(data, "nobody")
-        for parent in (tmp_path, *tmp_path.parents[:3]):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    subprocess.run([initdb, "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync"], check=True, **more)
-    options = ["-p", str(port), "-k", "", "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
-    process = subprocess.Popen([server, "-D", data, *options], **more)
-    try:
-        create_databases(port)
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+@pytest.mark.skipif(
+    postgres_programs() is None, reason="PostgreSQL is not here: no initdb on the path or in /usr/lib/postgresql"
+)
+def test_two_replicas_that_start_at_once_make_one_database_of_each() -> None:
+    with postgres("mlflow", "mlflow_auth") as server:
+        databases = [f"postgresql+psycopg2://{server}/{name}" for name in ("mlflow", "mlflow_auth")]
 
-
-def create_databases(port: int) -> None:
-    import psycopg2
-
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            connection = psycopg2.connect(host="127.0.0.1", port=port, user="mlflow", dbname="postgres")
-            break
-        except psycopg2.OperationalError:
-            assert time.monotonic() < deadline, "PostgreSQL does not start"
-            time.sleep(0.2)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE DATABASE mlflow")
-        cursor.execute("CREATE DATABASE mlflow_auth")
-    connection.close()
-
-
-def test_two_replicas_that_start_at_once_make_one_database_of_each(postgres: str) -> None:
-    command = [sys.executable, "-c", TWO_AT_ONCE, f"{postgres}/mlflow", f"{postgres}/mlflow_auth"]
-
-    done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", TWO_AT_ONCE, *databases], capture_output=True, text=True)
 
     assert done.returncode == 0, f"{done.returncode} of 2 failed: {done.stderr[-2000:]}"
 
