@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = ["overlays/dev", "overlays/prod", "overlays/serving", "overlays/kserve", "bootstrap"]
+OVERLAYS = [f"overlays/{name}" for name in ("dev", "dev/bootstrap", "prod", "serving", "kserve")] + ["bootstrap"]
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,7 @@ def test_no_secret_is_written_anywhere_but_in_secrets(rendered: list[Thing]) -> 
 
 
 def test_each_name_that_a_pod_needs_is_there(rendered: list[Thing], request: pytest.FixtureRequest) -> None:
-    if "dev" not in request.node.name:
+    if "[overlays/dev]" not in request.node.name:
         pytest.skip("the secrets and databases of this overlay come from outside")
     there = {(thing["kind"], thing["metadata"]["name"]) for thing in rendered}
     jobs = [render(json.loads(file.read_text()), {}) for file in POOLS]
@@ -238,6 +238,48 @@ def test_each_variable_of_a_pool_is_used_and_each_one_used_has_a_default(file: P
 
     assert used == variables.keys()
     assert {name for name, facts in variables.items() if "default" not in facts} == {"name", "command"}
+
+
+def quantity(text: str | int) -> float:
+    """Read `250m`, `2` or `3Gi`; memory in GiB."""
+    number, unit = re.fullmatch(r"(\d+)([a-zA-Z]*)", str(text)).groups()  # type: ignore[union-attr]
+    return int(number) * {"": 1, "m": 0.001, "Gi": 1, "Mi": 1 / 1024}[unit]
+
+
+def test_the_dev_overlay_fits_two_nodes_of_4_cpus_and_8_gib_without_a_gpu(kubectl: str, manifests: Path) -> None:
+    made = {}
+    for overlay in ("overlays/dev", "overlays/dev/bootstrap"):
+        done = subprocess.run([kubectl, "kustomize", manifests / overlay], capture_output=True, text=True, check=True)
+        made[overlay] = list(yaml.safe_load_all(done.stdout))
+    [given] = (spec["containers"][0]["args"] for _, spec in pod_specs(made["overlays/dev/bootstrap"]))
+    variables = dict(word.removeprefix("--job-variable=").split("=", 1) for word in given if "job-variable" in word)
+    limits = dict(word.removeprefix("--pool-limit=").split("=", 1) for word in given if "pool-limit" in word)
+    needed = {"cpu": 0.0, "memory": 0.0}
+    for file in POOLS:
+        template = json.loads(file.read_text())
+        known = template["variables"]["properties"]
+        own = {
+            n.removeprefix(f"{file.stem}."): v for n, v in variables.items() if n.rpartition(".")[0] in ("", file.stem)
+        }
+        assert own.keys() <= known.keys()
+        values = {n: v if known[n]["type"] == "string" else json.loads(v) for n, v in own.items()}
+        for name, value in values.items():
+            assert known[name].get("minimum", 0) <= value if isinstance(value, int) else True, name
+        job = render(template, values)
+        spec = job["spec"]["template"]["spec"]
+        requests = spec["containers"][0]["resources"]["requests"]
+        assert not spec.get("nodeSelector")
+        assert requests.get("nvidia.com/gpu", 0) == 0
+        for resource in needed:
+            needed[resource] += int(limits[file.stem]) * quantity(requests[resource])
+    # All flow runs share a node, whose system keeps some for itself; the services have the other one.
+    assert needed["cpu"] <= 3.5, needed
+    assert needed["memory"] <= 7, needed
+    services = [(spec, thing["spec"].get("replicas", 1)) for thing in made["overlays/dev"]
+                for _, spec in pod_specs([thing])]  # fmt: skip
+    for resource, there in (("cpu", 3.5), ("memory", 7)):
+        asked = [n * quantity(s["containers"][0]["resources"]["requests"][resource]) for s, n in services]
+        assert sum(asked) <= there, resource
 
 
 def test_what_a_deployment_changes_arrives_in_the_job() -> None:
