@@ -14,16 +14,18 @@ from ltsft.config import ProjectRef
 from ltsft.errors import ConfigError
 from tasks.announcing import announce
 from tasks.inbox import mark_announced, notice
+from tasks.settings import read_settings
 from tasks.workspace import open_workspace
 
 
 @flow(name="watch-inbox", flow_run_name="watch-inbox {project.file}", validate_parameters=True)
-def watch_inbox(project: ProjectRef, quiet_seconds: pydantic.NonNegativeFloat = 300.0) -> list[str]:
+def watch_inbox(project: ProjectRef, quiet_seconds: pydantic.NonNegativeFloat | None = None) -> list[str]:
     """Look into the inbox once.
 
     Args:
         project: the project.
-        quiet_seconds: an upload counts as finished when the language's newest file is so old.
+        quiet_seconds: an upload counts as finished when the language's newest file is so old; without it
+            ``LTSFT_QUIET_SECONDS``, five minutes by default.
 
     Returns:
         The codes of the languages that were announced.
@@ -31,6 +33,8 @@ def watch_inbox(project: ProjectRef, quiet_seconds: pydantic.NonNegativeFloat = 
     workspace = open_workspace(project)
     if workspace.bucket is None:
         raise ConfigError("there is no inbox to watch; set LTSFT_BUCKET to s3://bucket or s3://bucket/prefix")
+    if quiet_seconds is None:
+        quiet_seconds = read_settings().quiet_seconds
     arrivals = notice(workspace.bucket, known=project.load().languages, quiet_seconds=quiet_seconds)
     for arrival in arrivals:
         announce(project, workspace.project.name, arrival)

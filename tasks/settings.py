@@ -4,6 +4,7 @@
     LTSFT_ARTIFACT_LOCATION                     folder or URL for the artifacts of a new MLflow experiment
     LTSFT_BUCKET                                s3://bucket/prefix for checkpoints, leases and the inbox; else none
     LTSFT_TRAININGS                             where retrain starts trainings: here (default) or as deployments
+    LTSFT_QUIET_SECONDS                         how old an upload has to be before it is noticed
     LTSFT_NODES_PORT, LTSFT_FIRST_NODE          where the nodes of a training meet (tasks/nodes.py)
     LTSFT_GIT_COMMIT                            the commit an image was built from, where there is no checkout
 
@@ -73,6 +74,9 @@ class Settings(BaseSettings):
     crashes: int = Field(default=3, ge=1, description="a deployed training that crashed so often has failed for good")
     retry_seconds: float = Field(default=10.0, gt=0, description="pause before a second attempt; longer each time")
     poll_seconds: float = Field(default=5.0, gt=0, description="pause between looks at deployed trainings")
+    quiet_seconds: float = Field(
+        default=300.0, ge=0, description="a language is noticed when its newest file is so old"
+    )
     nodes_port: int = Field(default=29400, ge=1024, lt=65536, description="where the nodes of a training meet")
     first_node: str | None = Field(
         default=None, description="address of the first node, for the others; in a cluster they know its name"
