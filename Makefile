@@ -1,6 +1,8 @@
 # make demo   the main job on the artificial language family: no download of data or models
 # make test   the tests
 # make test-cluster   the bad days of a cluster, with real services and a stand-in for nodes (half an hour)
+# make test-image   builds the image and runs it, alone and in Compose; needs Docker or Podman, and fails without
+# make test-next   the tests with the newest packages that pyproject.toml allows
 # make lint   ruff and mypy
 # make lock   resolve pyproject.toml into requirements/ again; LOCK="--upgrade-package torch" for a newer one
 # make bench  the benchmarks, on a model of the size of mBERT; BENCH="--quick" or BENCH="storage plan" for less
@@ -12,7 +14,7 @@ WORK ?= work
 # One more than there are cores: many tests wait for a process or a server. Files with few tests are the longest: not last.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 
-.PHONY: demo test test-slow test-cluster lint bench install lock clean
+.PHONY: demo test test-slow test-cluster test-image test-next lint bench install lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -37,6 +39,14 @@ test-slow: $(STAMP)
 
 test-cluster: $(STAMP)
 	$(BIN)/pytest tests/cluster -m cluster
+
+# BUILD has options for the build, such as `--build-arg BASE=...`.
+test-image: $(STAMP)
+	BUILD='$(BUILD)' $(BIN)/pytest tests/image -m image -s
+
+test-next: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" requirements/install-next.sh $(VENV)-next
+	$(VENV)-next/bin/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
