@@ -31,32 +31,39 @@ RUN case "${TORCH}" in \
     esac
 RUN uv pip install --no-deps --build-constraints requirements/build.txt \
         --requirement requirements/runtime.txt --requirement requirements/serving.txt
-# The tests of the packages, and headers for extensions in C and C++: 0.4 GB that no run reads.
+# The tests of the packages, headers for extensions in C and C++, and two protocols of Arrow: 0.4 GB that no run reads.
 RUN cd /opt/ltsft/lib/python3.*/site-packages \
-    && rm -r torch/include torch/test pyarrow/include \
+    && rm -r torch/include torch/test pyarrow/include pyarrow/*flight* pyarrow/*substrait* \
     && find torch/bin -type f ! -name torch_shm_manager -delete \
     && find . -type f \( -name '*.h' -o -name '*.hpp' -o -name '*.pxd' -o -name '*.pyx' \) -delete \
     && find . -type d -name tests -prune -exec rm -r {} +
-COPY pyproject.toml README.md ./
+RUN uv pip check
+# Byte code of what is used, and of nothing else: the image is read-only, so a run could not keep it.
+COPY infra/image/used.py ./
+RUN /opt/ltsft/bin/python used.py && echo /opt/code > "$(echo /opt/ltsft/lib/python3.*/site-packages)/code.pth"
+
+# A layer of its own, so that a new version is a few megabytes to push and to pull.
+FROM build AS code
+COPY pyproject.toml README.md prefect.yaml ./
 COPY ltsft ltsft
 COPY tasks tasks
 COPY flows flows
-RUN uv pip install --no-deps --build-constraints requirements/build.txt . && uv pip check
-# Byte code of what is used, and of nothing else: the image is read-only, so a run could not keep it.
-COPY infra/image/used.py prefect.yaml ./
-RUN /opt/ltsft/bin/python used.py
+RUN uv pip install --no-deps --build-constraints requirements/build.txt --target /opt/code . \
+    && /opt/ltsft/bin/python -m compileall -q /opt/code \
+    && cd / && /opt/ltsft/bin/python /src/used.py ltsft tasks flows
 
 FROM ${BASE}
 ARG GIT_COMMIT=""
 RUN groupadd --gid 10001 ltsft && useradd --uid 10001 --gid 10001 --home-dir /app/work/home --no-create-home ltsft
 COPY --from=build /opt/ltsft /opt/ltsft
+COPY --from=code /opt/code /opt/code
 WORKDIR /app
 COPY configs configs
 COPY prefect.yaml ./
 COPY infra/work-pools infra/work-pools
 # A clone that only its owner may read gives files that only root may read.
 RUN chmod -R a+rX /app && mkdir -p /app/work /cache && chown 10001:10001 /app/work /cache
-ENV PATH=/opt/ltsft/bin:${PATH} \
+ENV PATH=/opt/code/bin:/opt/ltsft/bin:${PATH} \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     DO_NOT_TRACK=true \

@@ -1,45 +1,55 @@
 """Import what the image runs, while it is built.
 
-So the byte code of that is in the image, and of nothing else; and an import that fails is met here.
+Without arguments: the packages of others, so that the byte code of what is used is in the image, and of nothing else.
+With arguments: all modules of the packages that are named, so that an import that fails is met here.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from pathlib import Path
+import sys
 
-import yaml
-
-SERVICES = [
+USED = [
+    "accelerate",
+    "boto3",
+    "datasets",
+    "great_expectations",
+    "kubernetes_asyncio.client",
+    "matplotlib.pyplot",
+    "mlflow.pyfunc",
     "mlflow.server.auth",
     "mlflow.server.fastapi_app",
+    "mlflow.store.artifact.s3_artifact_repo",
     "mlflow.store.tracking.sqlalchemy_store",
+    "numba",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.instrumentation.fastapi",
+    "pcodec",
+    "peft",
     "prefect.cli",
     "prefect.flow_engine",
     "prefect.server.api.server",
     "prefect.workers.process",
     "prefect_kubernetes.worker",
     "psycopg2",
+    "s3fs",
+    "safetensors.torch",
+    "seqeval.metrics",
+    "sklearn.metrics",
+    "torch._dynamo",
+    "torch.distributed.run",
     "transformers.models.bert.modeling_bert",
     "transformers.models.xlm_roberta.modeling_xlm_roberta",
+    "transformers.models.roberta.modeling_roberta",
+    "uvicorn.supervisors",
 ]
 
-
-def used() -> list[str]:
-    """Give the modules of this project, those of the deployments, and the services."""
-    ours = [
-        module.name
-        for package in ("ltsft", "tasks", "flows")
-        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}.")
-    ]
-    deployments = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    return [*ours, *(deployment["entrypoint"].partition(":")[0] for deployment in deployments), *SERVICES]
-
-
-for name in used():
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        if not (error.name or "").startswith("onnx"):  # an export that the image does not have
-            raise
+for name in USED if len(sys.argv) == 1 else sys.argv[1:]:
+    package = importlib.import_module(name)
+    for module in pkgutil.walk_packages(package.__path__, f"{name}.") if len(sys.argv) > 1 else ():
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            if not (error.name or "").startswith("onnx"):  # an export that the image does not have
+                raise
