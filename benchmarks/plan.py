@@ -13,7 +13,7 @@ import yaml
 
 from benchmarks.bases import LABELS, save_base, size_of
 from benchmarks.figures import Report, main
-from ltsft.config import ProjectRef
+from ltsft.project import ProjectRef
 from tasks.records import Child
 from tasks.tracking import Tracker
 from tasks.workspace import Workspace, open_workspace

@@ -9,8 +9,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from ltsft.config import ProjectRef
-from ltsft.plan import language_subject
+from ltsft.project import ProjectRef, language_subject
 from tasks.training import store_sft, train_language_sft
 from tasks.validation import validate_language
 from tasks.workspace import open_workspace

@@ -9,8 +9,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from ltsft.config import ProjectRef
-from ltsft.plan import task_subject
+from ltsft.project import ProjectRef, task_subject
 from tasks.training import store_sft, train_task_sft
 from tasks.validation import validate_target_task
 from tasks.workspace import open_workspace

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
-from ltsft.plan import Step
+from ltsft.project import ProjectRef, Step
 from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, score_cell
 from tasks.matrix import matrix_key, matrix_parts
 from tasks.progress import show

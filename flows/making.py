@@ -19,9 +19,8 @@ from prefect.states import Completed, Failed
 from flows.adapt_language import adapt_language
 from flows.adapt_task import adapt_task
 from flows.evaluate_matrix import evaluate_matrix
-from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
-from ltsft.plan import Plan, Step
+from ltsft.project import Plan, ProjectRef, Step
 from tasks.deployed import deployment_name
 from tasks.launching import Launch, launch_all
 from tasks.matrix import gaps, read_matrix

@@ -16,9 +16,8 @@ from prefect.states import Completed, Failed
 
 from flows.making import listed, making, told_left
 from flows.promote import offer_slot
-from ltsft.config import ProjectRef
 from ltsft.errors import ReleaseError
-from ltsft.plan import Plan, language_subject
+from ltsft.project import Plan, ProjectRef, language_subject
 from ltsft.release import Slot
 from tasks.workspace import open_workspace
 

@@ -14,8 +14,8 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
-from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError, ReleaseError
+from ltsft.project import ProjectRef
 from ltsft.release import Composition, Slot
 from ltsft.verdicts import Measured, has_passed
 from tasks.composing import compose_recipe

@@ -14,7 +14,7 @@ import pydantic
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from ltsft.config import ProjectRef
+from ltsft.project import ProjectRef
 from tasks.cluster import read_jobs
 from tasks.reconciliation import apply, decide, find_silent, has_cluster, read_runs
 from tasks.settings import read_settings

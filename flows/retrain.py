@@ -17,7 +17,7 @@ from prefect.states import Completed, Failed
 
 from flows.making import listed, making, told_left
 from flows.promote import promote
-from ltsft.config import ProjectRef
+from ltsft.project import ProjectRef
 
 
 @flow(name="retrain", flow_run_name="retrain {project.file}", validate_parameters=True)

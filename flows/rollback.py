@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from ltsft.config import ProjectRef
+from ltsft.project import ProjectRef
 from ltsft.release import Slot
 from tasks.rollbacks import roll_back
 from tasks.workspace import open_workspace

@@ -15,10 +15,10 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
 from flows.making import experiment_state, make_cells
-from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
 from ltsft.experiment_figures import sweep_figure
 from ltsft.objectives.registry import OBJECTIVES
+from ltsft.project import ProjectRef
 from ltsft.sweep import DensitySweep, ScoredCell, sweep_points
 from tasks.experiments import (
     Reported,

@@ -10,8 +10,8 @@ import pydantic
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from ltsft.config import ProjectRef
 from ltsft.errors import ConfigError
+from ltsft.project import ProjectRef
 from tasks.announcing import announce
 from tasks.inbox import mark_announced, notice
 from tasks.settings import read_settings

@@ -10,8 +10,8 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from ltsft.config import ProjectRef
 from ltsft.errors import LtsftError
+from ltsft.project import ProjectRef
 
 ProjectFile = Annotated[Path, typer.Argument(help="The project file, such as configs/ud.yaml.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder or URL that relative data sources start from.")]

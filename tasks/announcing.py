@@ -6,8 +6,8 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.events.schemas.events import Event, Resource
 
-from ltsft.config import ProjectRef
 from ltsft.errors import ServiceError
+from ltsft.project import ProjectRef
 from tasks.inbox import Arrival
 
 TEXT_ARRIVED = "ltsft.text.arrived"

@@ -20,8 +20,8 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from ltsft.config import Project, ProjectRef
 from ltsft.errors import ConfigError, ServiceError
+from ltsft.project import Project, ProjectRef
 from tasks.automations import ZOMBIE_SECONDS, ensure_automation, zombie_automation
 from tasks.changes import Change, Doing
 from tasks.deploying import deploy, read_wanted

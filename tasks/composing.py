@@ -12,7 +12,7 @@ from ltsft.errors import ReleaseError
 from ltsft.files import read_manifest
 from ltsft.methods.registry import method_named
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.plan import Step, cell_subject, language_subject, task_subject
+from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
 from ltsft.serving.readers import READERS
 from tasks.preparing import labelled_rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ltsft.plan import Product
+from ltsft.project import Product
 
 
 def describe(product: Product, parents: Mapping[str, str], flow_run: str | None) -> str:

@@ -26,7 +26,7 @@ from ltsft.named_source import Source
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.pieces import cached_examples
-from ltsft.plan import Step, language_subject, task_subject
+from ltsft.project import Step, language_subject, task_subject
 from ltsft.recipe import Precision
 from ltsft.report import Plot, html_page
 from ltsft.scoring import CellData, Scorer

@@ -20,12 +20,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from ltsft.comparison import Comparison
-from ltsft.config import Project, ProjectRef
 from ltsft.errors import ConfigError, ServiceError
 from ltsft.fitting import Part
 from ltsft.methods.registry import method_named
 from ltsft.paired import Outcomes
-from ltsft.plan import Step, language_subject, task_subject
+from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from ltsft.sweep import DensitySweep, ScoredCell
 from ltsft.target_task import TargetTask
 from tasks.evaluation import OUTCOMES, target_scorer

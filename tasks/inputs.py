@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ltsft.config import Project
 from ltsft.named_source import Source
-from ltsft.plan import Product
+from ltsft.project import Product, Project
 from ltsft.sources import fingerprint
 
 _DIGEST_LENGTH = 32  # MLflow keeps 36 characters

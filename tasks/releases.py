@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from ltsft.errors import ConfigError, ReleaseError, ServiceError
 from ltsft.interference import interference
 from ltsft.paired import Outcomes
-from ltsft.plan import cell_subject
+from ltsft.project import cell_subject
 from ltsft.release import Composition, Slot, load_parts
 from ltsft.serving.readers import READERS
 from ltsft.verdicts import Canary, Measured, Verdict, has_passed, judge

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 from ltsft.base import load_base, locate_base
-from ltsft.config import ProjectRef
 from ltsft.errors import ServiceError
+from ltsft.project import ProjectRef
 from ltsft.release import ComposedPart, Release, Slot
 from ltsft.serving.app import create_app
 from ltsft.serving.bundle import Bundle

@@ -12,7 +12,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from ltsft.config import Language
 from ltsft.errors import InterruptedTraining
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
@@ -20,8 +19,8 @@ from ltsft.heap import return_memory
 from ltsft.interference import sparsity
 from ltsft.methods import budget
 from ltsft.methods.registry import method_named
-from ltsft.plan import Step, language_subject
 from ltsft.precision import numerics_of, summarise
+from ltsft.project import Language, Step, language_subject
 from ltsft.sft import SFT
 from ltsft.target_task import LabelledData, TargetTask
 from ltsft.train import Progress, TrainingData, train_sft

@@ -12,10 +12,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from ltsft.config import Language
 from ltsft.named_source import Source
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
-from ltsft.plan import Step
+from ltsft.project import Language, Step
 from ltsft.sources import RowError
 from ltsft.target_task import LabelledData, TargetTask
 from tasks.progress import artifact_key

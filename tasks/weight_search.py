@@ -14,7 +14,7 @@ from ltsft.errors import ConfigError
 from ltsft.fitting import Part
 from ltsft.methods.registry import method_named
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.plan import language_subject, task_subject
+from ltsft.project import language_subject, task_subject
 from ltsft.rules import RULES
 from ltsft.sources import fingerprint
 from ltsft.target_task import TargetTask

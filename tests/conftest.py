@@ -243,7 +243,7 @@ def finish(prefect_server: None, tiny_base: Path) -> Callable[[Path], None]:
         project["target_tasks"]["pos"]["supervised"] = {"cc": labelled}
         file.write_text(yaml.safe_dump(project, sort_keys=False), encoding="utf-8")
         from flows.retrain import retrain
-        from ltsft.config import ProjectRef
+        from ltsft.project.project import ProjectRef
 
         state = retrain(ProjectRef(file=str(file)), return_state=True)
         assert state.is_completed(), state.message

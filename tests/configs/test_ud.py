@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ltsft.config import load_project
+from ltsft.project.project import load_project
 from ltsft.sources import read_rows, read_text
 
 UD = Path(__file__).parents[2] / "configs" / "ud.yaml"

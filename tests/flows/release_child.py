@@ -22,7 +22,7 @@ from tasks.settings import quiet_services
 quiet_services()
 
 import flows.promote as promotion  # noqa: E402
-from ltsft.config import ProjectRef  # noqa: E402
+from ltsft.project.project import ProjectRef  # noqa: E402
 from ltsft.release import Composition, Slot  # noqa: E402
 from ltsft.verdicts import Canary  # noqa: E402
 from tasks import registry as registering  # noqa: E402

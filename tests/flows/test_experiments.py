@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ltsft.config import ProjectRef
+from ltsft.project.project import ProjectRef
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ltsft.config import ProjectRef
 from ltsft.errors import ConflictError
-from ltsft.plan import language_subject
+from ltsft.project.plan import language_subject
+from ltsft.project.project import ProjectRef
 from tasks.records import FAILURE
 from tasks.settings import read_settings
 from tasks.storage import Bucket

@@ -11,9 +11,9 @@ import torch
 import yaml
 from transformers import AutoModelForTokenClassification
 
-from ltsft.config import ProjectRef
 from ltsft.errors import ReleaseError
 from ltsft.methods.registry import METHODS
+from ltsft.project.project import ProjectRef
 from ltsft.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine

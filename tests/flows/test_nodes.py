@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ltsft.config import ProjectRef
 from ltsft.errors import ServiceError
+from ltsft.project.project import ProjectRef
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # tests/tasks/test_nodes.py is the quick part

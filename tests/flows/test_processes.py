@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ltsft.config import ProjectRef
+from ltsft.project.project import ProjectRef
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ import sys
 from tasks.settings import quiet_services
 quiet_services()
 from flows.adapt_language import adapt_language
-from ltsft.config import ProjectRef
+from ltsft.project.project import ProjectRef
 print(adapt_language(ProjectRef(file=sys.argv[1]), "aa"))
 """
 

@@ -112,7 +112,7 @@ def test_onboarding_ends_with_candidates_and_leaves_what_is_live(
 ) -> None:
     import flows.promote as promotion
     from flows.onboard_language import onboard_language
-    from ltsft.config import ProjectRef
+    from ltsft.project.project import ProjectRef
     from ltsft.verdicts import Canary
 
     monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
@@ -282,7 +282,7 @@ def test_retrain_releases_what_passes_its_gates_and_a_refusal_is_told_without_fa
 ) -> None:
     import flows.promote as promotion
     from flows.retrain import retrain
-    from ltsft.config import ProjectRef
+    from ltsft.project.project import ProjectRef
     from ltsft.verdicts import Canary
 
     monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))

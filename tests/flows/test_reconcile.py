@@ -24,7 +24,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Pending, Running
 from prefect.workers.process import ProcessWorker
 
-from ltsft.config import ProjectRef
+from ltsft.project.project import ProjectRef
 from tasks.deployed import TAG
 from tasks.records import FLOW_RUN
 from tasks.signs import HEARTBEAT, last_signs, silent

@@ -19,8 +19,8 @@ import pytest
 import uvicorn
 
 import flows.promote as promotion
-from ltsft.config import ProjectRef
 from ltsft.errors import ReleaseError
+from ltsft.project.project import ProjectRef
 from ltsft.release import Slot
 from ltsft.serving.app import create_app
 from ltsft.serving.engine import Engine

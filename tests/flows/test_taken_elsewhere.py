@@ -22,7 +22,7 @@ from transformers import AutoModelForTokenClassification
 from typer.testing import CliRunner
 
 from ltsft.cli import app
-from ltsft.config import ProjectRef
+from ltsft.project.project import ProjectRef
 from ltsft.release import Slot
 from tasks.workspace import Workspace, open_workspace
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from ltsft.config import ProjectRef
 from ltsft.objectives.biaffine import load_parser
 from ltsft.objectives.registry import OBJECTIVES
+from ltsft.project.project import ProjectRef
 from ltsft.release import Slot
 from ltsft.serving.app import create_app
 from ltsft.serving.engine import Engine

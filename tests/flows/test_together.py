@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ltsft.config import ProjectRef
+from ltsft.project.project import ProjectRef
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration

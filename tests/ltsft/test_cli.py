@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from ltsft.base import load_base
 from ltsft.cli import app
 from ltsft.compose import composed
-from ltsft.config import ProjectRef
 from ltsft.files import load_sft
+from ltsft.project.project import ProjectRef
 
 Call = Callable[..., Result]
 

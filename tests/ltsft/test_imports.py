@@ -30,7 +30,7 @@ ONLY_IMPORTERS = {
     "great_expectations": {"tasks/quality.py"},
     "boto3": {"tasks/storage.py"},
     "botocore": {"tasks/storage.py"},
-    "yaml": {"ltsft/project_file.py", "tasks/bootstrapping.py"},  # the project file; prefect.yaml
+    "yaml": {"ltsft/project/tree.py", "tasks/bootstrapping.py"},  # the project file; prefect.yaml
     "pickle": {"ltsft/torch_archive.py"},
 }
 NOT_IN_FLOWS = {"torch", "safetensors", "numpy", "transformers", "datasets"}

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from ltsft import kernels
 from ltsft import resident as module
-from ltsft.compose import Resident
 from ltsft.errors import CompositionError
+from ltsft.resident import Resident
 from ltsft.sft import SFT, BaseRef
 
 Build = Callable[..., PreTrainedModel]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from ltsft.config import load_project
 from ltsft.errors import ConfigError
 from ltsft.gates import LabelledGate, TextGate
 from ltsft.labelled_measures import Sentence, measure_labelled
 from ltsft.named_source import Source
+from ltsft.project.project import load_project
 from ltsft.sources import Row, read_rows
 from ltsft.text_measures import Line, measure_text
 from ltsft.toy import SPLITS, STAMP, make_toy, toy_family, write_family

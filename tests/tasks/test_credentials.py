@@ -127,7 +127,7 @@ def test_a_slip_in_the_name_or_value_of_a_servers_setting_is_an_error(name: str,
 def test_no_port_is_opened_without_the_keys_that_were_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ltsft.config import ProjectRef
+    from ltsft.project.project import ProjectRef
 
     opened: list[object] = []
     monkeypatch.setattr(serving, "serve_app", lambda *_, **__: opened.append(1))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ltsft.config import ProjectRef, load_project
+from ltsft.project.project import ProjectRef, load_project
 from tasks.inbox import inbox_overrides, mark_announced, notice, read_register
 from tasks.storage import Bucket
 

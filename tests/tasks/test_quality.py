@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ltsft.columns import TaggedRow
-from ltsft.config import Language
 from ltsft.errors import ServiceError, SourceError, ValidationError
 from ltsft.gates import LabelledGate, TextGate
 from ltsft.named_source import Source
 from ltsft.objectives.token_classification import TokenClassification
+from ltsft.project.project import Language
 from ltsft.sources import RowError
 from ltsft.target_task import TargetTask
 from tasks.quality import GateResult, validate_labelled, validate_text

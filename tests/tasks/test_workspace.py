@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ltsft.config import ProjectRef
 from ltsft.errors import ConfigError, TrainingError, ValidationError
+from ltsft.project.project import ProjectRef
 from tasks.matrix import read_matrix, restore_page, write_page
 from tasks.workspace import Workspace, open_workspace
 

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from ltsft.config import ProjectRef, load_project
 from ltsft.errors import ConfigError
+from ltsft.project.project import ProjectRef, load_project
 from ltsft.recipe import Recipe
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 def mended(file: Path, **sections: Any) -> Path:

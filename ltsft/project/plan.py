@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ltsft.config import Project
 from ltsft.default_method import LT_SFT
 from ltsft.errors import ConfigError
 from ltsft.methods.registry import method_named
 from ltsft.named_source import Source
+from ltsft.project.project import Project
 from ltsft.recipe import Recipe
 from ltsft.target_task import LabelledData, TargetTask
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ltsft.config import Project, load_project
 from ltsft.errors import ConfigError
-from ltsft.plan import Fingerprints, Plan, make_plan, products
+from ltsft.project.plan import Fingerprints, Plan, make_plan, products
+from ltsft.project.project import Project, load_project
 
 ENCODER, HEAD, TOKENIZER = "e" * 64, "h" * 64, "t" * 64
 ALL = {

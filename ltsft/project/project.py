@@ -21,10 +21,10 @@ from ltsft.default_method import LT_SFT
 from ltsft.errors import ConfigError
 from ltsft.frozen import Frozen
 from ltsft.gates import Gates
-from ltsft.method_recipes import unknown_methods, work_out_recipes
 from ltsft.named_source import MissingDataError, Source, Sources
 from ltsft.names import NAME_RULE, Name, is_name
-from ltsft.project_file import read_tree, read_value
+from ltsft.project.method_recipes import unknown_methods, work_out_recipes
+from ltsft.project.tree import read_tree, read_value
 from ltsft.recipe import MethodRecipes, Recipe
 from ltsft.target_task import TargetTask
 

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ltsft.config import Project, load_project
 from ltsft.errors import ConfigError
+from ltsft.project.project import Project, load_project
 
 PHASE = {"max_steps": 12, "learning_rate": 1e-3}
 RECIPE = {"density": 0.2, "full": PHASE, "sparse": PHASE, "seeds": [1]}

@@ -1,0 +1,12 @@
+from ltsft.project.plan import Fingerprints as Fingerprints
+from ltsft.project.plan import Plan as Plan
+from ltsft.project.plan import Product as Product
+from ltsft.project.plan import Step as Step
+from ltsft.project.plan import cell_subject as cell_subject
+from ltsft.project.plan import language_subject as language_subject
+from ltsft.project.plan import make_plan as make_plan
+from ltsft.project.plan import task_subject as task_subject
+from ltsft.project.project import Language as Language
+from ltsft.project.project import Project as Project
+from ltsft.project.project import ProjectRef as ProjectRef
+from ltsft.project.project import load_project as load_project
