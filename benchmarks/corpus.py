@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from benchmarks.figures import Report, main
 from benchmarks.timing import Timings, peak_memory
-from ltsft.named_source import Source
+from ltsft.config import Source
 from ltsft.objectives.masked_lm import LINES_AT_ONCE, MaskedLM, pack_text
 from ltsft.sources import read_text
 

@@ -15,12 +15,12 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTr
 from benchmarks.bases import Size, build_masked_lm, build_token_classifier
 from benchmarks.stepping import Gate
 from ltsft.base import Roles, parameter_roles
+from ltsft.config import Phase as PhaseSettings
+from ltsft.config import Precision, Recipe
 from ltsft.objectives import Objective
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.token_classification import IGNORE, TaggedPiece, TokenClassification
 from ltsft.phase import Phase, run_phase
-from ltsft.recipe import Phase as PhaseSettings
-from ltsft.recipe import Precision, Recipe
 
 LABELS = tuple(f"L{i:02}" for i in range(17))
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

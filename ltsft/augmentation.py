@@ -12,9 +12,8 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from ltsft.consistency import Augmentations
+from ltsft.config import Augmentations, Recipe
 from ltsft.errors import ConfigError
-from ltsft.recipe import Recipe
 from ltsft.spans import MARK, continuation_prefix
 from ltsft.unigram import unigram_of
 

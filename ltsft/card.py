@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT
 from ltsft.precision import WORDS, numerics_of, summarise
 from ltsft.sft import SFT
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ltsft.named_source import Source
+from ltsft.config import Source
 from ltsft.sources import OnError, RowError, check_scheme, open_lines, source_name
 
 __all__ = ["TaggedRow", "read_tagged"]

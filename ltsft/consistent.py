@@ -24,10 +24,9 @@ from transformers import PreTrainedModel
 
 from ltsft.augmentation import Augmenter, Word
 from ltsft.base import Base
-from ltsft.consistency import Consistency
+from ltsft.config import Consistency, Precision
 from ltsft.objectives import Belief, Evaluation, Objective, TargetObjective
 from ltsft.objectives.lengths import padded
-from ltsft.recipe import Precision
 from ltsft.several import SeveralSources
 
 __all__ = [

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ltsft.atomic import flush_folder, fresh_folder
 from ltsft.card import write_card
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT
 from ltsft.errors import SFTFileError
 from ltsft.manifest import FORMAT_VERSION, DiffEntry, HeadEntry, Manifest, parse_manifest, seal_manifest
 from ltsft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack

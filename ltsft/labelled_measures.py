@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ltsft.gates import LabelledGate
+from ltsft.config import LabelledGate
 from ltsft.measures import Examples, Measures, share_of, text_hash
 
 __all__ = ["BAD_ROWS", "LABELLED_TITLES", "WORD_MEASURES", "Malformed", "Sentence", "measure_labelled"]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT
 from ltsft.errors import SFTFileError
 from ltsft.precision import numerics_of
 from ltsft.sft import MAX_PARAMETER_SIZE

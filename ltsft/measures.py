@@ -1,6 +1,6 @@
 """What the measures of raw text and of labelled data have in common: values, examples, hashes and shares.
 
-A measure has the name of its threshold in ``ltsft/gates.py`` without ``min_`` or ``max_``.
+A measure has the name of its threshold in ``ltsft/config/gates.py`` without ``min_`` or ``max_``.
 """
 
 from __future__ import annotations

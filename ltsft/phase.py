@@ -28,6 +28,8 @@ from transformers import (
 )
 
 from ltsft.checkpoints import WHOLE, newest_checkpoint
+from ltsft.config import Phase as PhaseSettings
+from ltsft.config import Recipe
 from ltsft.consistent import begin_phase, consistency_of
 from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
@@ -35,8 +37,6 @@ from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
 from ltsft.precision import autocast
 from ltsft.processes import any_process, complete_on_each_node, is_first_of_node, of_first_process, wait_for_all
-from ltsft.recipe import Phase as PhaseSettings
-from ltsft.recipe import Recipe
 from ltsft.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]

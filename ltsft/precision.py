@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ltsft.recipe import Precision
+from ltsft.config import Precision
 
 __all__ = [
     "DETAIL",

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+from ltsft.config import Source
 from ltsft.errors import SourceError
 from ltsft.locations import shown
-from ltsft.named_source import Source
 from ltsft.sources import OnError, RowError, ensure_local, open_lines, source_name, visible
 
 __all__ = ["RECORDS", "Record", "read_records"]

@@ -13,15 +13,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.compose import Part, Resident
-from ltsft.composition import PartWeights
+from ltsft.config import PartWeights, Precision
+from ltsft.fitting import Part
 from ltsft.interference import interference
 from ltsft.methods.registry import method_named
 from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.paired import Outcomes
 from ltsft.precision import WORDS, autocast, describe_device, usable_precision
-from ltsft.recipe import Precision
+from ltsft.resident import Resident
 from ltsft.sft import SFT
 
 _LOG = logging.getLogger(__name__)

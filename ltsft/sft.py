@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT
 
 __all__ = ["SFT", "BaseRef", "Diff", "Kind"]
 

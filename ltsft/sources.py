@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ltsft.config import Source
 from ltsft.errors import SourceError
 from ltsft.locations import fetch_origin, hash_bytes, hub_fingerprint, read_bytes, shown
-from ltsft.named_source import Source
 
 __all__ = [
     "OnError",

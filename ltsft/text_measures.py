@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fontTools import unicodedata as scripts  # type: ignore[import-untyped]
 
+from ltsft.config import TextGate
 from ltsft.errors import ConfigError
-from ltsft.gates import TextGate
 from ltsft.measures import EXAMPLES, Examples, Measures, share_of, text_hash
 
 if TYPE_CHECKING:

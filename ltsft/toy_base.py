@@ -14,11 +14,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, RoFormerConfig, RoFormerForMaskedLM
 
-from ltsft.named_source import Source
+from ltsft.config import Phase as PhaseSettings
+from ltsft.config import Recipe, Source
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.phase import Phase, run_phase
-from ltsft.recipe import Phase as PhaseSettings
-from ltsft.recipe import Recipe
 from ltsft.sources import read_text
 from ltsft.toy_config import BASE, BaseSettings, ToyConfig
 from ltsft.toy_grammar import MARKS, ToyLanguage

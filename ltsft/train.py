@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base, Roles, parameter_roles
 from ltsft.compose import composed
+from ltsft.config import LT_SFT, Recipe
+from ltsft.config import Phase as PhaseSettings
 from ltsft.consistent import drop_first_stage, keep_first_stage
-from ltsft.default_method import LT_SFT
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.methods import AdapterMethod, Method, SupportMethod
 from ltsft.methods.registry import method_named
@@ -30,8 +31,6 @@ from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
 from ltsft.precision import DETAIL, autocast, keep_threads
 from ltsft.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
-from ltsft.recipe import Phase as PhaseSettings
-from ltsft.recipe import Recipe
 from ltsft.settling import settle_numerics
 from ltsft.sft import SFT, Diff, Kind
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ltsft.gates import ReleaseGate
+from ltsft.config import ReleaseGate
 from ltsft.paired import Outcomes, PairedDifference, paired_bootstrap
 
 __all__ = ["Canary", "Measured", "Verdict", "has_passed", "judge"]

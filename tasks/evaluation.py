@@ -17,22 +17,20 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from ltsft.base import Base
+from ltsft.config import Precision, Source, TargetTask
 from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.heap import return_memory
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.methods.registry import method_named
-from ltsft.named_source import Source
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.pieces import cached_examples
 from ltsft.project import Step, language_subject, task_subject
-from ltsft.recipe import Precision
 from ltsft.report import Plot, html_page
 from ltsft.scoring import CellData, Scorer
 from ltsft.sft import SFT
 from ltsft.sources import fingerprint
-from ltsft.target_task import TargetTask
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.preparing import labelled_rows, target_objective
 from tasks.progress import artifact_key

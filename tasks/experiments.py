@@ -20,13 +20,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from ltsft.comparison import Comparison
+from ltsft.config import TargetTask
 from ltsft.errors import ConfigError, ServiceError
 from ltsft.fitting import Part
 from ltsft.methods.registry import method_named
 from ltsft.paired import Outcomes
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from ltsft.sweep import DensitySweep, ScoredCell
-from ltsft.target_task import TargetTask
 from tasks.evaluation import OUTCOMES, target_scorer
 from tasks.preparing import split_examples, target_objective
 from tasks.progress import artifact_key

@@ -26,8 +26,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
+from ltsft.config import NAME_RULE, is_name
 from ltsft.errors import ConflictError, ServiceError
-from ltsft.names import NAME_RULE, is_name
 from ltsft.project import Project
 from ltsft.text_measures import most_used_script
 from tasks.storage import Bucket, Entry

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ltsft.named_source import Source
+from ltsft.config import Source
 from ltsft.project import Product, Project
 from ltsft.sources import fingerprint
 

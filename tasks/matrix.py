@@ -11,11 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT, TargetTask
 from ltsft.matrix import Cell, Matrix, MatrixLanguage
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import Plan, Step, cell_subject
-from ltsft.target_task import TargetTask
 from tasks.records import Record, canonical_json
 from tasks.workspace import Workspace
 

@@ -13,17 +13,15 @@ from typing import Any
 
 from ltsft.augmentation import Augmenter
 from ltsft.base import Base
+from ltsft.config import LabelledData, Recipe, Source, TargetTask
 from ltsft.consistent import Consistent
 from ltsft.files import load_sft
-from ltsft.named_source import Source
 from ltsft.objectives import Objective, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.project import Language, Project
-from ltsft.recipe import Recipe
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sources import RowError, read_text
-from ltsft.target_task import LabelledData, TargetTask
 from ltsft.train import TrainingData
 from ltsft.word_lists import read_word_list
 from tasks.workspace import Workspace

@@ -17,16 +17,14 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ltsft.config import LabelledGate, Source, TargetTask, TextGate
 from ltsft.errors import ServiceError, ValidationError
-from ltsft.gates import LabelledGate, TextGate
 from ltsft.labelled_measures import BAD_ROWS, LABELLED_TITLES, Malformed, Sentence, measure_labelled
 from ltsft.measures import Measures
-from ltsft.named_source import Source
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import Language
 from ltsft.sources import RowError, open_lines
-from ltsft.target_task import TargetTask
 from ltsft.text_measures import TEXT_TITLES, Line, measure_text
 
 if TYPE_CHECKING:

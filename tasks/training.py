@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
+from ltsft.config import LabelledData, TargetTask
 from ltsft.errors import InterruptedTraining
 from ltsft.figures import density_figure
 from ltsft.files import MANIFEST_FILE, load_sft, save_sft
@@ -22,7 +23,6 @@ from ltsft.methods.registry import method_named
 from ltsft.precision import numerics_of, summarise
 from ltsft.project import Language, Step, language_subject
 from ltsft.sft import SFT
-from ltsft.target_task import LabelledData, TargetTask
 from ltsft.train import Progress, TrainingData, train_sft
 from tasks.launching import refuse_if_crashed
 from tasks.preparing import language_training, task_training

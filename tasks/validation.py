@@ -12,11 +12,10 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
-from ltsft.named_source import Source
+from ltsft.config import LabelledData, Source, TargetTask
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.project import Language, Step
 from ltsft.sources import RowError
-from ltsft.target_task import LabelledData, TargetTask
 from tasks.progress import artifact_key
 from tasks.quality import GateResult, validate_labelled, validate_text
 from tasks.runs import RunHandle

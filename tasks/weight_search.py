@@ -10,6 +10,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from ltsft.config import TargetTask
 from ltsft.errors import ConfigError
 from ltsft.fitting import Part
 from ltsft.methods.registry import method_named
@@ -17,7 +18,6 @@ from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import language_subject, task_subject
 from ltsft.rules import RULES
 from ltsft.sources import fingerprint
-from ltsft.target_task import TargetTask
 from ltsft.weight_search import Setting, WeightSearch
 from tasks.evaluation import labelled_examples, target_scorer
 from tasks.experiments import VERSION, hash_of_parts

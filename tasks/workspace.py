@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 
 from ltsft.augmentation import check_augmentations
 from ltsft.base import Base, load_base, locate_base
+from ltsft.config import Source
 from ltsft.errors import TrainingError
 from ltsft.files import load_sft
-from ltsft.named_source import Source
 from ltsft.project import Fingerprints, Plan, Project, ProjectRef, Step, make_plan
 from ltsft.sft import SFT
 from ltsft.sources import ensure_local, fingerprint

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ltsft.base import Roles
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
     from ltsft.sft import SFT, Kind
 
 __all__ = ["AdapterMethod", "Method", "SupportMethod", "budget"]

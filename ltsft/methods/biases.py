@@ -12,7 +12,7 @@ from ltsft.methods import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.base import Roles
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
 
 
 class Biases(SupportMethod):

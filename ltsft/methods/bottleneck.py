@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ltsft.base import Roles
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
 
 _NAME = "ltsft_adapter"
 

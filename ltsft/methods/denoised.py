@@ -18,7 +18,7 @@ from ltsft.mask import select_magnitude
 from ltsft.methods import SupportMethod
 
 if TYPE_CHECKING:
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
 
 ROWS_AT_ONCE = 8192
 

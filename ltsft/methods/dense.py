@@ -15,7 +15,7 @@ from ltsft.methods import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.base import Roles
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
 
 
 class Dense(SupportMethod):

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT
 from ltsft.mask import select_magnitude
 from ltsft.methods import SupportMethod
 
 if TYPE_CHECKING:
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
 
 
 class LotteryTicket(SupportMethod):

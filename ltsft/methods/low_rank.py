@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ltsft.base import Roles
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
 
 _NAME = "ltsft"
 """What peft calls the adapter; also part of the names of its modules."""

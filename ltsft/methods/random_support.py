@@ -16,7 +16,7 @@ from ltsft.mask import select_magnitude
 from ltsft.methods import SupportMethod
 
 if TYPE_CHECKING:
-    from ltsft.recipe import Recipe
+    from ltsft.config import Recipe
 
 
 class RandomSupport(SupportMethod):

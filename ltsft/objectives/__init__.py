@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Generator, Tensor, nn
 
 from ltsft.base import Base
+from ltsft.config import Source, TargetTask
 from ltsft.labelled_measures import Sentence
-from ltsft.named_source import Source
 from ltsft.sources import OnError
-from ltsft.target_task import TargetTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,9 +13,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from ltsft.base import Base
+from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import Sentence
-from ltsft.named_source import Source
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, count_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
@@ -23,7 +23,6 @@ from ltsft.objectives.token_classification import most_frequent
 from ltsft.records import RECORDS, read_records
 from ltsft.sources import OnError, RowError
 from ltsft.spans import spliced, words_by_marks
-from ltsft.target_task import TargetTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

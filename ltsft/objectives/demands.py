@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ltsft.target_task import TargetTask
+from ltsft.config import TargetTask
 
 
 def count_labels(target: TargetTask, least: int) -> list[str]:

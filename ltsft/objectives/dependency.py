@@ -17,15 +17,14 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from ltsft.base import Base
+from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
-from ltsft.named_source import Source
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, Row, read_rows
 from ltsft.spans import spliced
-from ltsft.target_task import TargetTask
 from ltsft.trees import best_tree
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ltsft.base import Base
+from ltsft.config import Source, TargetTask
 from ltsft.errors import CompositionError
-from ltsft.named_source import Source
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.classification import Classification
 from ltsft.objectives.dependency import DependencyParsing
@@ -16,7 +16,6 @@ from ltsft.objectives.question_answering import QuestionAnswering
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sft import SFT
 from ltsft.sources import RowError
-from ltsft.target_task import TargetTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

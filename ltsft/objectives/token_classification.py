@@ -15,15 +15,14 @@ from torch.nn import functional
 
 from ltsft.base import Base
 from ltsft.columns import TaggedRow, read_tagged
+from ltsft.config import Source, TargetTask
 from ltsft.errors import SourceError
 from ltsft.labelled_measures import WORD_MEASURES, Sentence
-from ltsft.named_source import Source
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.sources import OnError, read_rows
 from ltsft.spans import spliced
-from ltsft.target_task import TargetTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

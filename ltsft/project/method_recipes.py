@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT
 
 if TYPE_CHECKING:
     from ltsft.methods import Method

@@ -11,13 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ltsft.default_method import LT_SFT
+from ltsft.config import LT_SFT, LabelledData, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
 from ltsft.methods.registry import method_named
-from ltsft.named_source import Source
 from ltsft.project.project import Project
-from ltsft.recipe import Recipe
-from ltsft.target_task import LabelledData, TargetTask
 
 __all__ = [
     "Existing",

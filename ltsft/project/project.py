@@ -16,17 +16,24 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic import ValidationError as PydanticError
 
-from ltsft.composition import CompositionSettings
-from ltsft.default_method import LT_SFT
+from ltsft.config import (
+    LT_SFT,
+    NAME_RULE,
+    CompositionSettings,
+    Frozen,
+    Gates,
+    MethodRecipes,
+    MissingDataError,
+    Name,
+    Recipe,
+    Source,
+    Sources,
+    TargetTask,
+    is_name,
+)
 from ltsft.errors import ConfigError
-from ltsft.frozen import Frozen
-from ltsft.gates import Gates
-from ltsft.named_source import MissingDataError, Source, Sources
-from ltsft.names import NAME_RULE, Name, is_name
 from ltsft.project.method_recipes import unknown_methods, work_out_recipes
 from ltsft.project.tree import read_tree, read_value
-from ltsft.recipe import MethodRecipes, Recipe
-from ltsft.target_task import TargetTask
 
 __all__ = [
     "BaseConfig",

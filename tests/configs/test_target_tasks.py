@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from ltsft.config.source import Source
+from ltsft.config.target_task import TargetTask
 from ltsft.labelled_measures import measure_labelled
-from ltsft.named_source import Source
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.project.project import load_project
-from ltsft.target_task import TargetTask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 REAL = {

@@ -10,11 +10,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ltsft.augmentation import Augmenter
-from ltsft.consistency import Consistency
+from ltsft.config.consistency import Consistency
+from ltsft.config.recipe import Phase, Recipe
 from ltsft.consistent import Consistent
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
-from ltsft.recipe import Phase, Recipe
 from ltsft.train import TrainingData
 
 LABELS = ("NOUN", "VERB", "PUNCT")

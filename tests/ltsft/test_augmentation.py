@@ -12,12 +12,12 @@ import pytest
 
 from ltsft.augmentation import Augmenter, check_augmentations
 from ltsft.base import Base, load_base
-from ltsft.consistency import Augmentations
+from ltsft.config.consistency import Augmentations
+from ltsft.config.recipe import Recipe
+from ltsft.config.source import Source
 from ltsft.errors import ConfigError, SourceError
-from ltsft.named_source import Source
 from ltsft.objectives.token_classification import IGNORE, TokenClassification
 from ltsft.project.project import load_project
-from ltsft.recipe import Recipe
 from ltsft.spans import words_by_marks
 from ltsft.unigram import Unigram, unigram_of
 from ltsft.word_lists import read_word_list

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.compose import composed
+from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.source import Source
+from ltsft.config.target_task import TargetTask
 from ltsft.errors import SourceError
-from ltsft.named_source import Source
 from ltsft.objectives.classification import Classification, ClassifiedText, TextRow, macro_f1
-from ltsft.recipe import Phase, Recipe
 from ltsft.sources import RowError
-from ltsft.target_task import TargetTask
 from ltsft.train import TrainingData, train_sft
 
 LABELS = ("entailment", "neutral", "contradiction")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ltsft.augmentation import Augmenter
 from ltsft.base import Base, load_base
-from ltsft.consistency import Consistency
+from ltsft.config.consistency import Consistency
+from ltsft.config.recipe import Phase, Recipe
 from ltsft.consistent import Consistent, divergence, keep_first_stage, symmetric_divergence
 from ltsft.files import save_sft
 from ltsft.objectives import TargetObjective
@@ -23,7 +24,6 @@ from ltsft.objectives.classification import Classification, TextRow
 from ltsft.objectives.dependency import DependencyParsing
 from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow
 from ltsft.objectives.token_classification import TokenClassification
-from ltsft.recipe import Phase, Recipe
 from ltsft.several import FromLanguage, SeveralSources
 from ltsft.sources import Row
 from ltsft.train import Progress, train_sft

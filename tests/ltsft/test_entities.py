@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ltsft.base import load_base
 from ltsft.columns import TaggedRow
-from ltsft.named_source import Source
+from ltsft.config.source import Source
+from ltsft.config.target_task import TargetTask
 from ltsft.objectives.entities import NamedEntities, bio_break, entity_evaluation
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.target_task import TargetTask
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 NO_SUBWORD = "\u200b"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from ltsft.gates import LabelledGate
+from ltsft.config.gates import LabelledGate
 from ltsft.labelled_measures import LABELLED_TITLES, OPTIONAL, Sentence, measure_labelled
 from ltsft.measures import Measures
 

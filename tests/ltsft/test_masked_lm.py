@@ -15,8 +15,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import load_base
+from ltsft.config.source import Source
 from ltsft.errors import TrainingError
-from ltsft.named_source import Source
 from ltsft.objectives.masked_lm import LINES_AT_ONCE, MaskedLM, Rows, masked_logits, pack_text, split_held_out
 from ltsft.sources import read_text
 

@@ -12,10 +12,10 @@ from tokenizers import processors
 
 from ltsft.base import load_base
 from ltsft.compose import composed
-from ltsft.named_source import Source
+from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.source import Source
+from ltsft.config.target_task import TargetTask
 from ltsft.objectives.registry import OBJECTIVES, model_of, read_labelled
-from ltsft.recipe import Phase, Recipe
-from ltsft.target_task import TargetTask
 from ltsft.train import TrainingData, train_sft
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"

@@ -21,11 +21,11 @@ import torch
 from ltsft.base import Base, load_base
 from ltsft.card import write_card
 from ltsft.checkpoints import NUMERICS, checkpoint_files
+from ltsft.config.recipe import Precision
 from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.files import load_sft, save_sft
 from ltsft.phase import write_tensors
 from ltsft.precision import Numerics, is_native, numerics_of, summarise, usable_precision
-from ltsft.recipe import Precision
 from ltsft.scoring import Scorer
 from ltsft.settling import settle_numerics
 from ltsft.sft import SFT

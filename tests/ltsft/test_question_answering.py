@@ -14,10 +14,10 @@ from tokenizers import processors
 from torch import Tensor, nn
 
 from ltsft.base import Base, load_base
-from ltsft.named_source import Source
+from ltsft.config.source import Source
+from ltsft.config.target_task import TargetTask
 from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow, answer_f1, best_span, normalised
 from ltsft.sources import RowError
-from ltsft.target_task import TargetTask
 
 CONTEXT = "bado eto kelo nira moti sabo duke."
 

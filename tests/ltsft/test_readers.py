@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ltsft.columns import read_tagged
+from ltsft.config.source import Source
 from ltsft.errors import SourceError
-from ltsft.named_source import Source
 from ltsft.records import read_records
 from ltsft.sources import read_rows, read_text
 from ltsft.word_lists import read_word_list

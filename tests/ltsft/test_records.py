@@ -12,8 +12,8 @@ import pyarrow.parquet
 import pytest
 
 from ltsft.columns import read_tagged
+from ltsft.config.source import Source
 from ltsft.errors import SourceError
-from ltsft.named_source import Source
 from ltsft.project.project import load_project
 from ltsft.records import read_records
 from ltsft.sources import RowError, fingerprint

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from ltsft import locations
+from ltsft.config.source import Source
 from ltsft.errors import SourceError
-from ltsft.named_source import Source
 from ltsft.sources import ensure_local, fingerprint, open_lines, read_rows, read_text
 
 CONLLU = """\

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ltsft.config.gates import TextGate
 from ltsft.errors import ConfigError
-from ltsft.gates import TextGate
 from ltsft.measures import Measures
 from ltsft.text_measures import TEXT_TITLES, Line, measure_text, overlap_key
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from ltsft.config.gates import LabelledGate, TextGate
+from ltsft.config.source import Source
 from ltsft.errors import ConfigError
-from ltsft.gates import LabelledGate, TextGate
 from ltsft.labelled_measures import Sentence, measure_labelled
-from ltsft.named_source import Source
 from ltsft.project.project import load_project
 from ltsft.sources import Row, read_rows
 from ltsft.text_measures import Line, measure_text

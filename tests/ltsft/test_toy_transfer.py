@@ -11,11 +11,11 @@ import pytest
 
 from ltsft.base import Base, load_base
 from ltsft.compose import composed
-from ltsft.named_source import Source
+from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.source import Source
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
 from ltsft.paired import Outcomes, interval_of, resampled_differences
-from ltsft.recipe import Phase, Recipe
 from ltsft.scoring import as_outcomes
 from ltsft.sft import SFT
 from ltsft.sources import read_rows, read_text

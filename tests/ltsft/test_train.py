@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.compose import composed
+from ltsft.config.recipe import Phase
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.files import load_sft, save_sft
 from ltsft.interference import interference
-from ltsft.recipe import Phase
 from ltsft.sft import SFT
 from ltsft.train import Progress, TrainingData, derive_seed, train_sft
 

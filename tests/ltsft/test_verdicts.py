@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ltsft.gates import ReleaseGate
+from ltsft.config.gates import ReleaseGate
 from ltsft.verdicts import Canary, Measured, has_passed, judge
 
 GATE = ReleaseGate(resamples=500)

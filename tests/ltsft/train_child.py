@@ -19,8 +19,8 @@ from learning import consistent_tagging, make_recipe, masked_lm, tagging
 from transformers.utils import logging
 
 from ltsft.base import load_base
+from ltsft.config.recipe import Phase
 from ltsft.files import save_sft
-from ltsft.recipe import Phase
 from ltsft.train import Progress, train_sft
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ltsft.gates import LabelledGate
-from ltsft.target_task import TargetTask
+from ltsft.config.gates import LabelledGate
+from ltsft.config.target_task import TargetTask
 from tasks.quality import GateResult, validate_labelled
 from tasks.validation import _rows
 

@@ -12,8 +12,8 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
+from ltsft.config.recipe import Recipe
 from ltsft.errors import InterruptedTraining, ServiceError
-from ltsft.recipe import Recipe
 from tasks import nodes
 from tasks.joining import find_first_node, is_over
 

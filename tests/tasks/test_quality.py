@@ -16,13 +16,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ltsft.columns import TaggedRow
+from ltsft.config.gates import LabelledGate, TextGate
+from ltsft.config.source import Source
+from ltsft.config.target_task import TargetTask
 from ltsft.errors import ServiceError, SourceError, ValidationError
-from ltsft.gates import LabelledGate, TextGate
-from ltsft.named_source import Source
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.project.project import Language
 from ltsft.sources import RowError
-from ltsft.target_task import TargetTask
 from tasks.quality import GateResult, validate_labelled, validate_text
 
 WORDS = [a + b + c for a in ("ba", "ke", "di", "mo", "lú") for b in ("ra", "ti", "sun", "le") for c in ("ð", "k", "n")]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from ltsft.config.recipe import Recipe
 from ltsft.errors import ConfigError
 from ltsft.project.project import ProjectRef, load_project
-from ltsft.recipe import Recipe
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 

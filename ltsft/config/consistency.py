@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from ltsft.frozen import Frozen
-from ltsft.named_source import Source, Sources
+from ltsft.config.frozen import Frozen
+from ltsft.config.source import Source, Sources
 
 __all__ = ["Augmentations", "CodeSwitch", "Consistency", "Noise", "SubwordSampling"]
 

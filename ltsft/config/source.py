@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from ltsft.frozen import Frozen
+from ltsft.config.frozen import Frozen
 
 SCHEMES = ("text", "conllu", "conll", "tsv", "csv", "jsonl", "parquet", "hf")
 HUB_OPTIONS = ("split", "name", "revision")

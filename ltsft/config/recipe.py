@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ltsft.consistency import Consistency
-from ltsft.frozen import Frozen
+from ltsft.config.consistency import Consistency
+from ltsft.config.frozen import Frozen
 
 __all__ = ["MethodRecipes", "Phase", "Precision", "Recipe"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from ltsft.gates import Gates, LabelledGate, TextGate
+from ltsft.config.gates import Gates, LabelledGate, TextGate
 
-DOCUMENTATION = Path(__file__).parents[2] / "docs" / "validation.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "validation.md"
 
 
 @pytest.mark.parametrize("gate", [TextGate, LabelledGate])

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ltsft.frozen import Frozen
-from ltsft.named_source import Source, Sources, as_list
-from ltsft.names import Name
+from ltsft.config.frozen import Frozen
+from ltsft.config.names import Name
+from ltsft.config.source import Source, Sources, as_list
 
 __all__ = ["LabelledData", "Sampling", "TargetTask"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ltsft.frozen import Frozen
+from ltsft.config.frozen import Frozen
 
 __all__ = ["CompositionSettings", "OwnWeights", "PartWeights"]
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ltsft.frozen import Frozen
+from ltsft.config.frozen import Frozen
 
 __all__ = ["Gates", "LabelledGate", "ReleaseGate", "TextGate"]
 
