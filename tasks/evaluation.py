@@ -18,6 +18,7 @@ from prefect.logging import get_run_logger
 
 from ltsft.base import Base
 from ltsft.config import Precision, Source, TargetTask
+from ltsft.data import cached_examples, fingerprint
 from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.heap import return_memory
 from ltsft.interference import interference
@@ -25,12 +26,10 @@ from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.methods.registry import method_named
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.pieces import cached_examples
 from ltsft.project import Step, language_subject, task_subject
 from ltsft.report import Plot, html_page
 from ltsft.scoring import CellData, Scorer
 from ltsft.sft import SFT
-from ltsft.sources import fingerprint
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.preparing import labelled_rows, target_objective
 from tasks.progress import artifact_key

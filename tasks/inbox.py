@@ -27,9 +27,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ltsft.config import NAME_RULE, is_name
+from ltsft.data import most_used_script
 from ltsft.errors import ConflictError, ServiceError
 from ltsft.project import Project
-from ltsft.text_measures import most_used_script
 from tasks.storage import Bucket, Entry
 
 REGISTER = "inbox.json"

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ltsft.config import Source
+from ltsft.data import fingerprint
 from ltsft.project import Product, Project
-from ltsft.sources import fingerprint
 
 _DIGEST_LENGTH = 32  # MLflow keeps 36 characters
 

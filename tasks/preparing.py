@@ -15,15 +15,14 @@ from ltsft.augmentation import Augmenter
 from ltsft.base import Base
 from ltsft.config import LabelledData, Recipe, Source, TargetTask
 from ltsft.consistent import Consistent
+from ltsft.data import RowError, read_text, read_word_list
 from ltsft.files import load_sft
 from ltsft.objectives import Objective, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.project import Language, Project
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
-from ltsft.sources import RowError, read_text
 from ltsft.train import TrainingData
-from ltsft.word_lists import read_word_list
 from tasks.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)

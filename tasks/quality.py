@@ -18,14 +18,23 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ltsft.config import LabelledGate, Source, TargetTask, TextGate
+from ltsft.data import (
+    BAD_ROWS,
+    LABELLED_TITLES,
+    TEXT_TITLES,
+    Line,
+    Malformed,
+    Measures,
+    RowError,
+    Sentence,
+    measure_labelled,
+    measure_text,
+    open_lines,
+)
 from ltsft.errors import ServiceError, ValidationError
-from ltsft.labelled_measures import BAD_ROWS, LABELLED_TITLES, Malformed, Sentence, measure_labelled
-from ltsft.measures import Measures
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import Language
-from ltsft.sources import RowError, open_lines
-from ltsft.text_measures import TEXT_TITLES, Line, measure_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,9 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from ltsft.config import LabelledData, Source, TargetTask
+from ltsft.data import RowError
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.project import Language, Step
-from ltsft.sources import RowError
 from tasks.progress import artifact_key
 from tasks.quality import GateResult, validate_labelled, validate_text
 from tasks.runs import RunHandle

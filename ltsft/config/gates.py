@@ -1,8 +1,8 @@
 """The thresholds of the gates: what data must keep before training, and what a composition must keep to be released.
 
 Every threshold has a default and a reason (the field's description). A project file changes them under ``gates.text``,
-``gates.labelled`` and ``gates.release``. What is measured of data is in ``ltsft/measures.py``, and ``tasks/quality.py``
-compares the two; ``ltsft/verdicts.py`` judges a composition.
+``gates.labelled`` and ``gates.release``. What is measured of data is in ``ltsft/data/measures.py``, and
+``tasks/quality.py`` compares the two; ``ltsft/verdicts.py`` judges a composition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a project file names a data source: ``scheme:location``. What lies there is for ``ltsft/sources.py``."""
+"""How a project file names a data source: ``scheme:location``. What lies there is for ``ltsft/data/sources.py``."""
 
 from __future__ import annotations
 

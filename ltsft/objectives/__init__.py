@@ -10,8 +10,7 @@ from torch import Generator, Tensor, nn
 
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
-from ltsft.labelled_measures import Sentence
-from ltsft.sources import OnError
+from ltsft.data import OnError, Sentence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,7 +71,7 @@ class TargetObjective(Objective, Protocol):
         metric: what the score is, for people: "accuracy", "LAS".
         unit: what is counted, in the plural: "words".
         shown: metrics that stand beside the score in the matrix, each with its title.
-        measures: measures of labelled data (`ltsft.labelled_measures`) that apply, beyond those that always do.
+        measures: measures of labelled data (`ltsft.data.labelled_measures`) that apply, beyond those that always do.
         background: the label that does not count when the most frequent one is looked for; none if empty.
         example: the class of the examples; if all its fields are whole numbers and tuples of them, they are kept in
             files.

@@ -14,14 +14,12 @@ from torch.nn import functional
 
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
+from ltsft.data import RECORDS, OnError, RowError, Sentence, read_records
 from ltsft.errors import SourceError
-from ltsft.labelled_measures import Sentence
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, count_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
 from ltsft.objectives.token_classification import most_frequent
-from ltsft.records import RECORDS, read_records
-from ltsft.sources import OnError, RowError
 from ltsft.spans import spliced, words_by_marks
 
 if TYPE_CHECKING:

@@ -18,12 +18,11 @@ from torch.nn import functional
 
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
+from ltsft.data import WORD_MEASURES, OnError, Row, Sentence, read_rows
 from ltsft.errors import SourceError
-from ltsft.labelled_measures import WORD_MEASURES, Sentence
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.sources import OnError, Row, read_rows
 from ltsft.spans import spliced
 from ltsft.trees import best_tree
 

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import torch
 from torch.nn import functional
 
-from ltsft.columns import TaggedRow, read_tagged
 from ltsft.config import Source, TargetTask
-from ltsft.labelled_measures import Sentence
+from ltsft.data import OnError, Sentence, TaggedRow, read_tagged
 from ltsft.objectives import Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.token_classification import IGNORE, TaggedPiece, TokenClassification
-from ltsft.sources import OnError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

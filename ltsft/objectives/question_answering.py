@@ -16,12 +16,10 @@ from torch.nn import functional
 
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
-from ltsft.labelled_measures import Sentence
+from ltsft.data import OnError, Record, RowError, Sentence, read_records
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, no_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.records import Record, read_records
-from ltsft.sources import OnError, RowError
 from ltsft.spans import spliced, words_by_marks
 
 if TYPE_CHECKING:

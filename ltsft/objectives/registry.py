@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
+from ltsft.data import RowError
 from ltsft.errors import CompositionError
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.classification import Classification
@@ -15,7 +16,6 @@ from ltsft.objectives.entities import NamedEntities
 from ltsft.objectives.question_answering import QuestionAnswering
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sft import SFT
-from ltsft.sources import RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,14 +14,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from ltsft.base import Base
-from ltsft.columns import TaggedRow, read_tagged
 from ltsft.config import Source, TargetTask
+from ltsft.data import WORD_MEASURES, OnError, Sentence, TaggedRow, read_rows, read_tagged
 from ltsft.errors import SourceError
-from ltsft.labelled_measures import WORD_MEASURES, Sentence
 from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.sources import OnError, read_rows
 from ltsft.spans import spliced
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ltsft.data import Row
 from ltsft.objectives.biaffine import BiaffineParser
 from ltsft.objectives.dependency import DependencyParsing, ParsedSentence, universal
 from ltsft.release import Composition
@@ -24,7 +25,6 @@ from ltsft.serving.answers import (
 from ltsft.serving.limits import Limits
 from ltsft.serving.results import ParsedResult, ParsedWord, Result
 from ltsft.serving.word_reader import refuse_other_words
-from ltsft.sources import Row
 
 __all__ = ["TreeReader"]
 

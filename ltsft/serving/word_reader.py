@@ -10,7 +10,7 @@ import torch
 from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ltsft.columns import TaggedRow
+from ltsft.data import TaggedRow
 from ltsft.objectives.entities import OUTSIDE, entity_evaluation
 from ltsft.objectives.lengths import attention, padded
 from ltsft.release import Composition

@@ -10,7 +10,7 @@ import pytest
 
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
-from ltsft.labelled_measures import measure_labelled
+from ltsft.data.labelled_measures import measure_labelled
 from ltsft.objectives.registry import OBJECTIVES, read_labelled
 from ltsft.project.project import load_project
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ltsft.data.sources import read_rows, read_text
 from ltsft.project.project import load_project
-from ltsft.sources import read_rows, read_text
 
 UD = Path(__file__).parents[2] / "configs" / "ud.yaml"
 

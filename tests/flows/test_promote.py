@@ -225,7 +225,7 @@ def test_a_cell_keeps_the_outcome_of_every_test_sentence(finished_project: Path,
 def test_the_canary_tells_what_does_not_load_what_is_missing_and_what_answers_wrong(
     finished_project: Path, opened: Open
 ) -> None:
-    from ltsft.columns import TaggedRow
+    from ltsft.data.conll import TaggedRow
     from ltsft.serving.word_reader import TokenReader
     from tasks.canary import compare, run_canary
 

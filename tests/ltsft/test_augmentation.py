@@ -15,12 +15,12 @@ from ltsft.base import Base, load_base
 from ltsft.config.consistency import Augmentations
 from ltsft.config.recipe import Recipe
 from ltsft.config.source import Source
+from ltsft.data.word_lists import read_word_list
 from ltsft.errors import ConfigError, SourceError
 from ltsft.objectives.token_classification import IGNORE, TokenClassification
 from ltsft.project.project import load_project
 from ltsft.spans import words_by_marks
 from ltsft.unigram import Unigram, unigram_of
-from ltsft.word_lists import read_word_list
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ from ltsft.compose import composed
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
+from ltsft.data.sources import RowError
 from ltsft.errors import SourceError
 from ltsft.objectives.classification import Classification, ClassifiedText, TextRow, macro_f1
-from ltsft.sources import RowError
 from ltsft.train import TrainingData, train_sft
 
 LABELS = ("entailment", "neutral", "contradiction")

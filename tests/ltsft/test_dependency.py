@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.compose import composed, export_composition
 from ltsft.config.recipe import Phase, Recipe
+from ltsft.data.sources import Row
 from ltsft.errors import BaseModelError, SourceError
 from ltsft.objectives.biaffine import Biaffine, BiaffineParser, load_parser
 from ltsft.objectives.dependency import IGNORE, RELATIONS, DependencyParsing
-from ltsft.sources import Row
 from ltsft.train import TrainingData, train_sft
 
 LABELS = ("root", "nsubj", "obj", "punct")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ltsft.base import load_base
-from ltsft.columns import TaggedRow
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
+from ltsft.data.conll import TaggedRow
 from ltsft.objectives.entities import NamedEntities, bio_break, entity_evaluation
 from ltsft.objectives.registry import OBJECTIVES
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import load_base
 from ltsft.config.source import Source
+from ltsft.data.sources import read_text
 from ltsft.errors import TrainingError
 from ltsft.objectives.masked_lm import LINES_AT_ONCE, MaskedLM, Rows, masked_logits, pack_text, split_held_out
-from ltsft.sources import read_text
 
 BuildModel = Callable[..., PreTrainedModel]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ltsft.base import Base, load_base
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
+from ltsft.data.sources import RowError
 from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow, answer_f1, best_span, normalised
-from ltsft.sources import RowError
 
 CONTEXT = "bado eto kelo nira moti sabo duke."
 

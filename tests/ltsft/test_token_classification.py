@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.base import load_base
-from ltsft.columns import TaggedRow
+from ltsft.data.conll import TaggedRow
 from ltsft.errors import SourceError
 from ltsft.objectives.token_classification import IGNORE, SUBWORDS_AT_ONCE, TaggedPiece, TokenClassification
 

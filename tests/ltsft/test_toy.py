@@ -13,11 +13,11 @@ import pytest
 
 from ltsft.config.gates import LabelledGate, TextGate
 from ltsft.config.source import Source
+from ltsft.data.labelled_measures import Sentence, measure_labelled
+from ltsft.data.sources import Row, read_rows
+from ltsft.data.text_measures import Line, measure_text
 from ltsft.errors import ConfigError
-from ltsft.labelled_measures import Sentence, measure_labelled
 from ltsft.project.project import load_project
-from ltsft.sources import Row, read_rows
-from ltsft.text_measures import Line, measure_text
 from ltsft.toy import SPLITS, STAMP, make_toy, toy_family, write_family
 from ltsft.toy_base import build_tokenizer
 from ltsft.toy_config import BASE, BaseSettings, ToyConfig

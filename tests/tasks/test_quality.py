@@ -15,14 +15,14 @@ import tzlocal
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ltsft.columns import TaggedRow
 from ltsft.config.gates import LabelledGate, TextGate
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
+from ltsft.data.conll import TaggedRow
+from ltsft.data.sources import RowError
 from ltsft.errors import ServiceError, SourceError, ValidationError
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.project.project import Language
-from ltsft.sources import RowError
 from tasks.quality import GateResult, validate_labelled, validate_text
 
 WORDS = [a + b + c for a in ("ba", "ke", "di", "mo", "lú") for b in ("ra", "ti", "sun", "le") for c in ("ð", "k", "n")]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ltsft import locations
 from ltsft.config.source import Source
+from ltsft.data import locations
+from ltsft.data.sources import ensure_local, fingerprint, open_lines, read_rows, read_text
 from ltsft.errors import SourceError
-from ltsft.sources import ensure_local, fingerprint, open_lines, read_rows, read_text
 
 CONLLU = """\
 # sent_id = 1
@@ -139,7 +139,7 @@ def test_utf16_is_told_apart(tmp_path: Path) -> None:
 
 
 def test_a_file_without_line_breaks_does_not_go_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltsft.sources.LINE_LIMIT_BYTES", 3 * 2**20)
+    monkeypatch.setattr("ltsft.data.sources.LINE_LIMIT_BYTES", 3 * 2**20)
     with pytest.raises(SourceError, match=r"a:2: the line has more than 3 MiB"):
         lines_of(tmp_path / "a", b"ok\n" + b"x" * (5 * 2**20))
 

@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from ltsft.config import Source
+from ltsft.data.locations import shown
+from ltsft.data.sources import OnError, RowError, ensure_local, open_lines, source_name, visible
 from ltsft.errors import SourceError
-from ltsft.locations import shown
-from ltsft.sources import OnError, RowError, ensure_local, open_lines, source_name, visible
 
 __all__ = ["RECORDS", "Record", "read_records"]
 
@@ -81,8 +81,8 @@ def read_records(source: Source, *, on_error: OnError | None = None) -> Iterator
         Each record.
 
     Raises:
-        SourceError: as for `ltsft.sources.open_lines`; if the source is of another scheme; and, naming file and line,
-            if a record has another number of fields than the first line, or is not a JSON object.
+        SourceError: as for `ltsft.data.sources.open_lines`; if the source is of another scheme; and, naming file and
+            line, if a record has another number of fields than the first line, or is not a JSON object.
     """
     reader = RECORDS.get(source.scheme)
     if reader is None:

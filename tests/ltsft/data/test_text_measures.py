@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ltsft.config.gates import TextGate
+from ltsft.data.measures import Measures
+from ltsft.data.text_measures import TEXT_TITLES, Line, measure_text, overlap_key
 from ltsft.errors import ConfigError
-from ltsft.measures import Measures
-from ltsft.text_measures import TEXT_TITLES, Line, measure_text, overlap_key
 
 WORDS = [a + b for a in ("ba", "ke", "di", "mo", "lu", "ná") for b in ("ra", "ti", "sun", "le", "þor", "ga")]
 

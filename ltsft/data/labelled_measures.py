@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ltsft.config import LabelledGate
-from ltsft.measures import Examples, Measures, share_of, text_hash
+from ltsft.data.measures import Examples, Measures, share_of, text_hash
 
 __all__ = ["BAD_ROWS", "LABELLED_TITLES", "WORD_MEASURES", "Malformed", "Sentence", "measure_labelled"]
 

@@ -11,12 +11,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ltsft.columns import read_tagged
 from ltsft.config.source import Source
+from ltsft.data.conll import read_tagged
+from ltsft.data.sources import RowError, fingerprint
+from ltsft.data.tables import read_records
 from ltsft.errors import SourceError
 from ltsft.project.project import load_project
-from ltsft.records import read_records
-from ltsft.sources import RowError, fingerprint
 
 ROWS: list[dict[str, Any]] = [
     {"text": "góð", "pair": 'she said "yes", he\tno'.replace("\t", " "), "label": "positive"},

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ltsft.config import Source
-from ltsft.sources import OnError, RowError, check_scheme, open_lines, source_name
+from ltsft.data.sources import OnError, RowError, check_scheme, open_lines, source_name
 
 __all__ = ["TaggedRow", "read_tagged"]
 
@@ -56,8 +56,9 @@ def read_tagged(source: Source, *, on_error: OnError | None = None) -> Iterator[
         Each sentence.
 
     Raises:
-        SourceError: as for `ltsft.sources.open_lines`; if the source is not of the scheme ``conll:``; and, naming file
-            and line, if a line has fewer than two columns, another number than the lines before, or an empty column.
+        SourceError: as for `ltsft.data.sources.open_lines`; if the source is not of the scheme ``conll:``; and, naming
+            file and line, if a line has fewer than two columns, another number than the lines before, or an empty
+            column.
     """
     check_scheme(source, "conll")
     name = source_name(source)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ltsft.columns import read_tagged
 from ltsft.config.source import Source
+from ltsft.data.conll import read_tagged
+from ltsft.data.sources import read_rows, read_text
+from ltsft.data.tables import read_records
+from ltsft.data.word_lists import read_word_list
 from ltsft.errors import SourceError
-from ltsft.records import read_records
-from ltsft.sources import read_rows, read_text
-from ltsft.word_lists import read_word_list
 
 READERS: dict[str, Callable[[Source], Any]] = {
     "text": lambda source: read_text([source]),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from fontTools import unicodedata as scripts  # type: ignore[import-untyped]
 
 from ltsft.config import TextGate
+from ltsft.data.measures import EXAMPLES, Examples, Measures, share_of, text_hash
 from ltsft.errors import ConfigError
-from ltsft.measures import EXAMPLES, Examples, Measures, share_of, text_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

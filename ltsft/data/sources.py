@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ltsft.config import Source
+from ltsft.data.locations import fetch_origin, hash_bytes, hub_fingerprint, read_bytes, shown
 from ltsft.errors import SourceError
-from ltsft.locations import fetch_origin, hash_bytes, hub_fingerprint, read_bytes, shown
 
 __all__ = [
     "OnError",

@@ -1,7 +1,7 @@
 """The bytes behind a location, which is a local path or a URL, through fsspec: streamed, unpacked, hashed, fetched.
 
-What a file means is for `ltsft/sources.py`; here it is bytes. Reading a URL survives a connection that breaks: it goes
-on where it was, after checking that the bytes before are still the same.
+What a file means is for `ltsft/data/sources.py`; here it is bytes. Reading a URL survives a connection that breaks: it
+goes on where it was, after checking that the bytes before are still the same.
 """
 
 from __future__ import annotations

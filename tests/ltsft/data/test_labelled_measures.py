@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import pytest
 
 from ltsft.config.gates import LabelledGate
-from ltsft.labelled_measures import LABELLED_TITLES, OPTIONAL, Sentence, measure_labelled
-from ltsft.measures import Measures
+from ltsft.data.labelled_measures import LABELLED_TITLES, OPTIONAL, Sentence, measure_labelled
+from ltsft.data.measures import Measures
 
 LABELS = ("NOUN", "VERB", "ADJ", "PUNCT")
 LEXICON = {

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ltsft.data.tokenised import cached_examples
 from ltsft.objectives.entities import EntityPiece
 from ltsft.objectives.question_answering import Window
 from ltsft.objectives.token_classification import TaggedPiece
-from ltsft.pieces import cached_examples
 
 PIECES = [TaggedPiece(0, (1, 5, 6, 2), (-100, 3, -100, -100), 2), TaggedPiece(4, (1, 2), (-100, -100), 1)]
 

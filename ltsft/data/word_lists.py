@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ltsft.config import Source
+from ltsft.data.sources import check_scheme, open_lines, source_name, visible
 from ltsft.errors import SourceError
-from ltsft.sources import check_scheme, open_lines, source_name, visible
 
 __all__ = ["read_word_list"]
 
