@@ -14,10 +14,9 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from benchmarks.bases import BASE_REF, LABELS, Size, build_sft, build_token_classifier, size_of
 from benchmarks.figures import Report, main
 from benchmarks.timing import interleaved
-from ltsft.compose import Resident
-from ltsft.files import load_sft, save_sft
 from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
-from ltsft.sft import SFT
+from ltsft.resident import Resident
+from ltsft.sft import SFT, load_sft, save_sft
 
 CELLS = 2
 """Languages of the 20 that are scored: cells do not depend on each other, and all take many minutes on two cores."""

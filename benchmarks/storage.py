@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.bases import build_sft, build_token_classifier, size_of
 from benchmarks.figures import Report, main
 from benchmarks.timing import interleaved
-from ltsft.files import TENSOR_FILE, load_sft, save_sft
-from ltsft.sft import SFT
+from ltsft.sft import SFT, TENSOR_FILE, load_sft, save_sft
 
 
 def run(*, quick: bool = False) -> Report:

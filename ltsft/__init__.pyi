@@ -1,7 +1,6 @@
 from ltsft.base import load_base as load_base
 from ltsft.compose import composed as composed
 from ltsft.errors import ServiceError as ServiceError
-from ltsft.files import load_sft as load_sft
 from ltsft.objectives.biaffine import load_parser as load_parser
 from ltsft.objectives.registry import model_of as model_of
 from ltsft.release import ComposedPart as ComposedPart
@@ -9,4 +8,5 @@ from ltsft.release import Release as Release
 from ltsft.release import Slot as Slot
 from ltsft.serving.answers import RefusedInputError as RefusedInputError
 from ltsft.serving.offline import OfflineModel as OfflineModel
+from ltsft.sft.files import load_sft as load_sft
 from ltsft.version import __version__ as __version__

@@ -202,8 +202,8 @@ def _name_and_count(argument: str) -> tuple[str, int]:
 def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json: AsJson = False) -> None:
     """Check an SFT folder and show what it is, and where it changes the base."""
     with told_errors():
-        from ltsft.files import load_sft, read_manifest
         from ltsft.interference import sparsity
+        from ltsft.sft import load_sft, read_manifest
 
         loaded = load_sft(sft)
         manifest, measured = read_manifest(sft), sparsity(loaded)
@@ -240,8 +240,8 @@ def compare(
     if len(sfts) < 2:
         fail(f"compare takes two SFT folders or more, got {len(sfts)}")
     with told_errors():
-        from ltsft.files import load_sft
         from ltsft.interference import interference
+        from ltsft.sft import load_sft
 
         loaded = [load_sft(folder) for folder in sfts]
         pairs = [(a, b, interference(a, b)) for i, a in enumerate(loaded) for b in loaded[i + 1 :]]
@@ -281,8 +281,8 @@ def compose(
     with told_errors():
         from ltsft.base import load_base
         from ltsft.compose import export_composition
-        from ltsft.files import load_sft
         from ltsft.objectives.registry import model_of
+        from ltsft.sft import load_sft
 
         parts = [(load_sft(folder), weight) for folder, weight in map(_weighted, sfts)]
         loaded = load_base(*_id_and_revision(base))
@@ -305,8 +305,7 @@ def convert(
         fail(f"--kind must be language or task, got {kind!r}")
     with told_errors():
         from ltsft.base import load_base
-        from ltsft.files import save_sft
-        from ltsft.reference import convert_reference
+        from ltsft.sft import convert_reference, save_sft
 
         loaded = load_base(*_id_and_revision(base))
         sft = convert_reference(

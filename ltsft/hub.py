@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from ltsft.compose import COMPOSITION_FILE
 from ltsft.errors import ConfigError, ServiceError, SFTFileError
-from ltsft.files import MANIFEST_FILE, load_sft
+from ltsft.sft import MANIFEST_FILE, load_sft
 
 __all__ = ["push_folder"]
 

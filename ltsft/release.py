@@ -18,10 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
 
-from ltsft.compose import Part
 from ltsft.errors import ReleaseError
-from ltsft.files import load_sft, read_manifest
-from ltsft.sft import BaseRef, Kind
+from ltsft.fitting import Part
+from ltsft.sft import BaseRef, Kind, load_sft, read_manifest
 
 __all__ = [
     "ComposedBase",

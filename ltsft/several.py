@@ -17,8 +17,9 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.compose import Part, composed
+from ltsft.compose import composed
 from ltsft.errors import TrainingError
+from ltsft.fitting import Part
 from ltsft.methods.registry import as_diffs
 from ltsft.objectives import Evaluation, Objective
 from ltsft.sft import SFT

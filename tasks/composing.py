@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ltsft.errors import ReleaseError
-from ltsft.files import read_manifest
 from ltsft.methods.registry import method_named
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
 from ltsft.serving.readers import READERS
+from ltsft.sft import read_manifest
 from tasks.preparing import labelled_rows
 from tasks.pyfunc import save_pyfunc
 from tasks.registry import MODEL

@@ -8,12 +8,12 @@ from pathlib import Path
 from ltsft.base import Base, load_base
 from ltsft.compose import COMPOSITION_FILE, composed, export_composition
 from ltsft.errors import ConfigError, ReleaseError
-from ltsft.files import MANIFEST_FILE
 from ltsft.hub import push_folder
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.onnx_export import export_onnx
 from ltsft.release import Composition, Slot, load_parts
 from ltsft.serving.bundle import Bundle
+from ltsft.sft import MANIFEST_FILE
 from tasks.composing import compose_recipe
 from tasks.registry import Registry
 from tasks.storage import Bucket

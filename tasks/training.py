@@ -15,14 +15,13 @@ from prefect.runtime import flow_run
 from ltsft.config import LabelledData, TargetTask
 from ltsft.errors import InterruptedTraining
 from ltsft.figures import density_figure
-from ltsft.files import MANIFEST_FILE, load_sft, save_sft
 from ltsft.heap import return_memory
 from ltsft.interference import sparsity
 from ltsft.methods import budget
 from ltsft.methods.registry import method_named
 from ltsft.precision import numerics_of, summarise
 from ltsft.project import Language, Step, language_subject
-from ltsft.sft import SFT
+from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft
 from ltsft.train import Progress, TrainingData, train_sft
 from tasks.launching import refuse_if_crashed
 from tasks.preparing import language_training, task_training

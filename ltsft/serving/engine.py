@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base
 from ltsft.errors import CompositionError, ReleaseError
-from ltsft.files import load_sft
 from ltsft.methods.registry import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
 from ltsft.rules import RULES
@@ -28,7 +27,7 @@ from ltsft.serving.heads import with_head
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import Unpacked
 from ltsft.serving.readers import reader_of
-from ltsft.sft import SFT
+from ltsft.sft import SFT, load_sft
 from ltsft.weights import largest_weight, weight_problem
 
 __all__ = ["Admitted", "Engine", "group_pieces"]

@@ -19,8 +19,7 @@ import numpy.typing as npt
 import torch
 from pcodec import standalone
 
-from ltsft.packing import pack
-from ltsft.sft import Diff
+from ltsft.sft import Diff, pack
 
 __all__ = ["CHUNK", "Array", "PackedColumn", "PackedDiffs", "Unpackable", "Unpacked", "unpack_columns"]
 

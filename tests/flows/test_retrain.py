@@ -17,7 +17,7 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 
-from ltsft.files import load_sft
+from ltsft.sft.files import load_sft
 from tasks.matrix import read_matrix
 from tasks.records import Record
 from tasks.workspace import Workspace

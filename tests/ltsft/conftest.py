@@ -22,7 +22,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.sft.sft import SFT, BaseRef, Diff
 
 LABELS = ("NOUN", "VERB", "X")
 SIZES = {"vocab_size": 37, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertConfig, PreTrainedModel, XLMRobertaConfig
 
 from ltsft.base import Base, encoder_parameters, load_base, parameter_roles
-from ltsft.compose import RULES, Resident, composed, export_composition
+from ltsft.compose import composed, export_composition
 from ltsft.errors import BaseModelError, CompositionError, ConfigError, SFTFileError
-from ltsft.files import load_sft, save_sft
 from ltsft.interference import interference
 from ltsft.methods.bottleneck import matching_width
 from ltsft.methods.low_rank import matching_rank
 from ltsft.methods.registry import as_diffs
+from ltsft.resident import Resident
+from ltsft.rules import RULES
 from ltsft.several import FromLanguage, Mixture, SeveralSources
-from ltsft.sft import SFT
+from ltsft.sft.files import load_sft, save_sft
+from ltsft.sft.sft import SFT
 from ltsft.stack import Bottlenecks, stack_of
 from ltsft.train import TrainingData, train_sft
 

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from ltsft.base import load_base
 from ltsft.cli import app
 from ltsft.compose import composed
-from ltsft.files import load_sft
 from ltsft.project.project import ProjectRef
+from ltsft.sft.files import load_sft
 
 Call = Callable[..., Result]
 

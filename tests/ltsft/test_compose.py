@@ -23,9 +23,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ltsft.compose import RULES, Piece, composed, export_composition
+from ltsft.compose import composed, export_composition
 from ltsft.errors import CompositionError
-from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.rules import RULES, Piece
+from ltsft.sft.sft import SFT, BaseRef, Diff
 
 Build = Callable[..., PreTrainedModel]
 Make = Callable[..., SFT]

@@ -19,13 +19,13 @@ from ltsft.config.consistency import Consistency
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.consistent import Consistent, divergence, keep_first_stage, symmetric_divergence
 from ltsft.data.sources import Row
-from ltsft.files import save_sft
 from ltsft.objectives import TargetObjective
 from ltsft.objectives.classification import Classification, TextRow
 from ltsft.objectives.dependency import DependencyParsing
 from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.several import FromLanguage, SeveralSources
+from ltsft.sft.files import save_sft
 from ltsft.train import Progress, train_sft
 
 HALF, QUARTER = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()

@@ -10,8 +10,8 @@ import pytest
 from hub_api import TOKEN, Hub, serving
 
 from ltsft.errors import ConfigError, ServiceError, SFTFileError
-from ltsft.files import load_sft, save_sft
 from ltsft.hub import push_folder
+from ltsft.sft.files import load_sft, save_sft
 
 
 @pytest.fixture

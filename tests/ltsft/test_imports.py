@@ -31,7 +31,7 @@ ONLY_IMPORTERS = {
     "boto3": {"tasks/storage.py"},
     "botocore": {"tasks/storage.py"},
     "yaml": {"ltsft/project/tree.py", "tasks/bootstrapping.py"},  # the project file; prefect.yaml
-    "pickle": {"ltsft/torch_archive.py"},
+    "pickle": {"ltsft/sft/torch_archive.py"},
 }
 NOT_IN_FLOWS = {"torch", "safetensors", "numpy", "transformers", "datasets"}
 PICKLES = {"dill", "joblib", "shelve", "cloudpickle", "marshal"}

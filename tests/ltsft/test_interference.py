@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ltsft.errors import CompositionError
 from ltsft.interference import interference, parameter_group, parameter_layer, sparsity
-from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.sft.sft import SFT, BaseRef, Diff
 
 SHAPES = {
     "embeddings.word.weight": (5, 3),

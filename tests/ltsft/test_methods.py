@@ -16,13 +16,13 @@ from torch import Tensor
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.compose import composed
 from ltsft.errors import ConfigError
-from ltsft.files import load_sft, save_sft
 from ltsft.methods.denoised import denoise, low_order
 from ltsft.methods.random_support import RandomSupport
 from ltsft.methods.registry import METHODS
 from ltsft.project.plan import Fingerprints, make_plan, products
 from ltsft.project.project import Project, load_project
-from ltsft.sft import SFT
+from ltsft.sft.files import load_sft, save_sft
+from ltsft.sft.sft import SFT
 from ltsft.train import Progress, train_sft
 
 CONFIGS = Path(__file__).parents[2] / "configs"

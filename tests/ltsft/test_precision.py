@@ -19,16 +19,16 @@ import pytest
 import torch
 
 from ltsft.base import Base, load_base
-from ltsft.card import write_card
 from ltsft.checkpoints import NUMERICS, checkpoint_files
 from ltsft.config.recipe import Precision
 from ltsft.errors import InterruptedTraining, TrainingError
-from ltsft.files import load_sft, save_sft
 from ltsft.phase import write_tensors
 from ltsft.precision import Numerics, is_native, numerics_of, summarise, usable_precision
 from ltsft.scoring import Scorer
 from ltsft.settling import settle_numerics
-from ltsft.sft import SFT
+from ltsft.sft.card import write_card
+from ltsft.sft.files import load_sft, save_sft
+from ltsft.sft.sft import SFT
 from ltsft.train import train_sft
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from ltsft import kernels
 from ltsft import resident as module
 from ltsft.errors import CompositionError
 from ltsft.resident import Resident
-from ltsft.sft import SFT, BaseRef
+from ltsft.sft.sft import SFT, BaseRef
 
 Build = Callable[..., PreTrainedModel]
 Make = Callable[..., SFT]

@@ -16,7 +16,7 @@ from ltsft.compose import composed
 from ltsft.errors import CompositionError
 from ltsft.resident import Resident
 from ltsft.rules import RULES, Piece
-from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.sft.sft import SFT, BaseRef, Diff
 from ltsft.weights import parse_weight, weight_at
 
 Build = Callable[..., PreTrainedModel]

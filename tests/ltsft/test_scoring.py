@@ -14,7 +14,7 @@ from ltsft.compose import composed
 from ltsft.errors import CompositionError
 from ltsft.objectives.token_classification import TokenClassification, most_frequent
 from ltsft.scoring import CellData, CellScore, Scorer
-from ltsft.sft import SFT
+from ltsft.sft.sft import SFT
 from ltsft.train import train_sft
 
 

@@ -13,7 +13,7 @@ from ltsft.base import Base, load_base
 from ltsft.compose import composed
 from ltsft.errors import TrainingError
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
-from ltsft.sft import SFT
+from ltsft.sft.sft import SFT
 from ltsft.train import TrainingData, train_sft
 
 SHARES = {"aa": 0.75, "bb": 0.25}

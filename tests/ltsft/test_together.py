@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from ltsft.files import load_sft
-from ltsft.sft import SFT
+from ltsft.sft.files import load_sft
+from ltsft.sft.sft import SFT
 
 CHILD = Path(__file__).with_name("together_child.py")
 DENSITY = 0.2

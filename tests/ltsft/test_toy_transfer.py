@@ -18,7 +18,7 @@ from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
 from ltsft.paired import Outcomes, interval_of, resampled_differences
 from ltsft.scoring import as_outcomes
-from ltsft.sft import SFT
+from ltsft.sft.sft import SFT
 from ltsft.toy import make_toy
 from ltsft.toy_config import BASE, BaseSettings, ToyConfig
 from ltsft.train import TrainingData, train_sft

@@ -16,9 +16,9 @@ from ltsft.base import Base, load_base, parameter_roles
 from ltsft.compose import composed
 from ltsft.config.recipe import Phase
 from ltsft.errors import ConfigError, TrainingError
-from ltsft.files import load_sft, save_sft
 from ltsft.interference import interference
-from ltsft.sft import SFT
+from ltsft.sft.files import load_sft, save_sft
+from ltsft.sft.sft import SFT
 from ltsft.train import Progress, TrainingData, derive_seed, train_sft
 
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging
 
 from ltsft.base import load_base
-from ltsft.files import save_sft
+from ltsft.sft.files import save_sft
 from ltsft.train import Progress, train_sft
 
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ltsft.base import load_base
 from ltsft.config.recipe import Phase
-from ltsft.files import save_sft
+from ltsft.sft.files import save_sft
 from ltsft.train import Progress, train_sft
 
 

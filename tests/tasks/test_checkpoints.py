@@ -16,7 +16,7 @@ import torch
 from ltsft.base import Base, load_base
 from ltsft.checkpoints import checkpoint_progress
 from ltsft.errors import InterruptedTraining
-from ltsft.files import save_sft
+from ltsft.sft.files import save_sft
 from ltsft.train import train_sft
 from tasks.checkpoints import Checkpoints
 from tasks.storage import Bucket, hash_file

@@ -11,14 +11,14 @@ import torch
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.errors import ServiceError
-from ltsft.files import read_manifest, save_sft
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics
 from ltsft.serving.service import Service
-from ltsft.sft import SFT, Diff
+from ltsft.sft.files import read_manifest, save_sft
+from ltsft.sft.sft import SFT, Diff
 
 LABELS = {"pos": ("NOUN", "VERB", "ADJ", "PUNCT"), "coarse": ("CONTENT", "OTHER")}
 KINDS = {

@@ -17,7 +17,6 @@ import torch
 from ltsft.base import Base
 from ltsft.compose import composed
 from ltsft.errors import CompositionError, LtsftError, ReleaseError, SFTFileError
-from ltsft.files import load_sft, save_sft
 from ltsft.release import Composition, Release, parse_composition
 from ltsft.serving import encoder
 from ltsft.serving.answers import Input
@@ -26,7 +25,8 @@ from ltsft.serving.limits import Limits
 from ltsft.serving.packed import PackedColumn, PackedDiffs, Unpacked, unpack_columns
 from ltsft.serving.rows import RowDiffs, word_embedding
 from ltsft.serving.word_reader import TokenPiece
-from ltsft.sft import Diff
+from ltsft.sft.files import load_sft, save_sft
+from ltsft.sft.sft import Diff
 
 SENTENCES = ["bako dedas .", "gilik .", "dedas bako gilik bako dedas .", "bako"]
 

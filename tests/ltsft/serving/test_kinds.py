@@ -12,7 +12,6 @@ from fastapi.testclient import TestClient
 
 from ltsft.base import Base
 from ltsft.compose import composed
-from ltsft.files import load_sft
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.release import Release
 from ltsft.serving.answers import Input, Output, RefusedInputError
@@ -21,6 +20,7 @@ from ltsft.serving.engine import Admitted, Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.readers import reader_of
 from ltsft.serving.service import Service
+from ltsft.sft.files import load_sft
 
 TEXT, OTHER = "bako dedas gilik .", "gilik dedas ."
 CONTEXT = "bako dedas gilik . gilik bako dedas ."

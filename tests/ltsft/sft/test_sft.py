@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.sft.sft import SFT, BaseRef, Diff
 
 
 def diff(indices: list[int], values: list[float] | None = None, shape: tuple[int, ...] = (3, 4)) -> Diff:

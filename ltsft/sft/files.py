@@ -1,7 +1,7 @@
 """An SFT as a folder: writing it so that nobody sees half of it, and reading it with every check made first.
 
     sft.safetensors   "diff.gaps" and "diff.values": the supports and the values of all parameters, one after the
-                      other in the order of the manifest, packed (`ltsft.packing`); "head.<name>" and
+                      other in the order of the manifest, packed (`ltsft.sft.packing`); "head.<name>" and
                       "adapter.<name>": each parameter of the head and of an adapter, whole
     README.md         a card for people
     sft.json          the manifest, written last: a folder without it is not an SFT
@@ -30,12 +30,12 @@ from safetensors.torch import save as pack_tensors
 from torch import Tensor
 
 from ltsft.atomic import flush_folder, fresh_folder
-from ltsft.card import write_card
 from ltsft.config import LT_SFT
 from ltsft.errors import SFTFileError
-from ltsft.manifest import FORMAT_VERSION, DiffEntry, HeadEntry, Manifest, parse_manifest, seal_manifest
-from ltsft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack
-from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.sft.card import write_card
+from ltsft.sft.manifest import FORMAT_VERSION, DiffEntry, HeadEntry, Manifest, parse_manifest, seal_manifest
+from ltsft.sft.packing import CHUNK, PackingError, gaps_to_indices, in_parallel, indices_to_gaps, pack, unpack
+from ltsft.sft.sft import SFT, BaseRef, Diff
 
 __all__ = [
     "CARD_FILE",

@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ltsft.errors import SFTFileError
-from ltsft.sft import MAX_PARAMETER_SIZE, SFT, BaseRef, Diff, Kind
-from ltsft.torch_archive import StoredTensor, TorchArchive
+from ltsft.sft.sft import MAX_PARAMETER_SIZE, SFT, BaseRef, Diff, Kind
+from ltsft.sft.torch_archive import StoredTensor, TorchArchive
 
 __all__ = ["REFERENCE_FILE", "ReferenceDiff", "convert_reference", "read_reference"]
 

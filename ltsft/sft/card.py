@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from ltsft.config import LT_SFT
 from ltsft.precision import WORDS, numerics_of, summarise
-from ltsft.sft import SFT
+from ltsft.sft.sft import SFT
 
 __all__ = ["write_card"]
 

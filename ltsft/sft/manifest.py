@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ltsft.config import LT_SFT
 from ltsft.errors import SFTFileError
 from ltsft.precision import numerics_of
-from ltsft.sft import MAX_PARAMETER_SIZE
+from ltsft.sft.sft import MAX_PARAMETER_SIZE
 
 FORMAT_VERSION = 2
 """The format that is written and read. Version 1, whose tensors were not packed, was never released."""

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from ltsft.compose import composed
 from ltsft.errors import SFTFileError
-from ltsft.files import load_sft, save_sft
-from ltsft.reference import REFERENCE_FILE, convert_reference, read_reference
-from ltsft.sft import BaseRef
+from ltsft.sft.files import load_sft, save_sft
+from ltsft.sft.reference import REFERENCE_FILE, convert_reference, read_reference
+from ltsft.sft.sft import BaseRef
 
 WEIGHT = "bert.encoder.layer.0.output.dense.weight"
 BIAS = "bert.encoder.layer.0.output.dense.bias"

@@ -20,10 +20,10 @@ from pcodec import standalone
 from safetensors.torch import load_file, save_file
 
 from ltsft.errors import SFTFileError
-from ltsft.files import CARD_FILE, MANIFEST_FILE, TENSOR_FILE, load_sft, read_manifest, save_sft
-from ltsft.manifest import seal_manifest
-from ltsft.packing import CHUNK, pack
-from ltsft.sft import SFT, BaseRef, Diff
+from ltsft.sft.files import CARD_FILE, MANIFEST_FILE, TENSOR_FILE, load_sft, read_manifest, save_sft
+from ltsft.sft.manifest import seal_manifest
+from ltsft.sft.packing import CHUNK, pack
+from ltsft.sft.sft import SFT, BaseRef, Diff
 
 NAME = "encoder.layer.0.output.dense.weight"
 

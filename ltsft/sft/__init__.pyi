@@ -1,0 +1,11 @@
+from ltsft.sft.files import MANIFEST_FILE as MANIFEST_FILE
+from ltsft.sft.files import TENSOR_FILE as TENSOR_FILE
+from ltsft.sft.files import load_sft as load_sft
+from ltsft.sft.files import read_manifest as read_manifest
+from ltsft.sft.files import save_sft as save_sft
+from ltsft.sft.packing import pack as pack
+from ltsft.sft.reference import convert_reference as convert_reference
+from ltsft.sft.sft import SFT as SFT
+from ltsft.sft.sft import BaseRef as BaseRef
+from ltsft.sft.sft import Diff as Diff
+from ltsft.sft.sft import Kind as Kind
