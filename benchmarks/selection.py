@@ -12,7 +12,7 @@ from benchmarks.bases import Size, build_token_classifier, size_of
 from benchmarks.figures import Report, main
 from benchmarks.timing import interleaved, peak_memory
 from ltsft.base import parameter_roles
-from ltsft.mask import select_magnitude
+from ltsft.methods import select_magnitude
 
 
 def run(*, quick: bool = False) -> Report:

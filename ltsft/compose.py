@@ -19,7 +19,7 @@ from torch import Tensor
 from ltsft.atomic import flush_folder, fresh_folder
 from ltsft.errors import CompositionError
 from ltsft.fitting import Part, named
-from ltsft.methods.registry import as_diffs
+from ltsft.methods import as_diffs
 from ltsft.resident import Resident
 from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import BaseRef

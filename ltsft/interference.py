@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ltsft.errors import CompositionError
-from ltsft.methods.registry import as_diffs
+from ltsft.methods import as_diffs
 from ltsft.sft import SFT, Diff
 
 __all__ = [

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from ltsft.base import encoder_parameters
 from ltsft.errors import CompositionError
 from ltsft.fitting import Part, check_parts, check_stacked, head_values
-from ltsft.methods.registry import as_diffs
+from ltsft.methods import Bottlenecks, as_diffs, bottlenecks_of, stack_of
 from ltsft.rules import IN_SUCCESSION, RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
-from ltsft.stack import Bottlenecks, bottlenecks_of, stack_of
 from ltsft.weights import weight_at
 
 if TYPE_CHECKING:

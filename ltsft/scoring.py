@@ -16,7 +16,7 @@ from ltsft.base import Base
 from ltsft.config import PartWeights, Precision
 from ltsft.fitting import Part
 from ltsft.interference import interference
-from ltsft.methods.registry import method_named
+from ltsft.methods import method_named
 from ltsft.objectives import Evaluation, TargetObjective
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.paired import Outcomes

@@ -20,10 +20,9 @@ from ltsft.base import Base
 from ltsft.compose import composed
 from ltsft.errors import TrainingError
 from ltsft.fitting import Part
-from ltsft.methods.registry import as_diffs
+from ltsft.methods import Bottlenecks, as_diffs, bottlenecks_of, stack_of
 from ltsft.objectives import Evaluation, Objective
 from ltsft.sft import SFT
-from ltsft.stack import Bottlenecks, bottlenecks_of, stack_of
 
 __all__ = ["FromLanguage", "Mixture", "SeveralSources", "sampling_shares"]
 

@@ -25,8 +25,7 @@ from ltsft.config import LT_SFT, Recipe
 from ltsft.config import Phase as PhaseSettings
 from ltsft.consistent import drop_first_stage, keep_first_stage
 from ltsft.errors import ConfigError, TrainingError
-from ltsft.methods import AdapterMethod, Method, SupportMethod
-from ltsft.methods.registry import method_named
+from ltsft.methods import AdapterMethod, Method, SupportMethod, method_named
 from ltsft.objectives import Objective
 from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
 from ltsft.precision import DETAIL, autocast, keep_threads

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ltsft.errors import ReleaseError
-from ltsft.methods.registry import method_named
+from ltsft.methods import method_named
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot

@@ -23,7 +23,7 @@ from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.heap import return_memory
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
-from ltsft.methods.registry import method_named
+from ltsft.methods import method_named
 from ltsft.objectives.masked_lm import MaskedLM
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import Step, language_subject, task_subject

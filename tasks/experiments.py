@@ -23,7 +23,7 @@ from ltsft.comparison import Comparison
 from ltsft.config import TargetTask
 from ltsft.errors import ConfigError, ServiceError
 from ltsft.fitting import Part
-from ltsft.methods.registry import method_named
+from ltsft.methods import method_named
 from ltsft.paired import Outcomes
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from ltsft.sweep import DensitySweep, ScoredCell

@@ -30,7 +30,7 @@ from ltsft.base import Base, load_base, locate_base
 from ltsft.checkpoints import checkpoint_files
 from ltsft.data import ensure_local
 from ltsft.errors import InterruptedTraining, LtsftError, ServiceError, TrainingError
-from ltsft.methods.registry import method_named
+from ltsft.methods import method_named
 from ltsft.processes import is_first_process, join_processes, send_files
 from ltsft.project import Project, ProjectRef
 from ltsft.sft import save_sft

@@ -17,8 +17,7 @@ from ltsft.errors import InterruptedTraining
 from ltsft.figures import density_figure
 from ltsft.heap import return_memory
 from ltsft.interference import sparsity
-from ltsft.methods import budget
-from ltsft.methods.registry import method_named
+from ltsft.methods import budget, method_named
 from ltsft.precision import numerics_of, summarise
 from ltsft.project import Language, Step, language_subject
 from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft

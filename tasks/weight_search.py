@@ -14,7 +14,7 @@ from ltsft.config import TargetTask
 from ltsft.data import fingerprint
 from ltsft.errors import ConfigError
 from ltsft.fitting import Part
-from ltsft.methods.registry import method_named
+from ltsft.methods import method_named
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project import language_subject, task_subject
 from ltsft.rules import RULES

@@ -4,7 +4,7 @@ A language adapter is a bottleneck in each layer and an invertible one after the
 the output embeddings of the masked LM. A task adapter is a bottleneck in each layer, stacked on the language's. The
 encoder stays as it is: a target language's adapter takes the place of the source's, and the model speaks the other
 language. `adapters`, the library of the authors, does not go with transformers 5, so the modules are here and in
-`ltsft.stack`.
+`ltsft.methods.stack`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from ltsft.methods import AdapterMethod, budget
+from ltsft.methods.method import AdapterMethod, budget
+from ltsft.methods.stack import Bottlenecks, layers_of, stack_of
 from ltsft.sft import Kind
-from ltsft.stack import Bottlenecks, layers_of, stack_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ltsft.errors import TrainingError
-from ltsft.mask import select_magnitude
-from ltsft.methods import SupportMethod
+from ltsft.methods.mask import select_magnitude
+from ltsft.methods.method import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.config import Recipe

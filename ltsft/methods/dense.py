@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ltsft.methods import SupportMethod
+from ltsft.methods.method import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.base import Roles

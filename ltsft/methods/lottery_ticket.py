@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from ltsft.config import LT_SFT
-from ltsft.mask import select_magnitude
-from ltsft.methods import SupportMethod
+from ltsft.methods.mask import select_magnitude
+from ltsft.methods.method import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.config import Recipe

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ltsft.errors import CompositionError, ConfigError
-from ltsft.methods import AdapterMethod, budget
+from ltsft.methods.method import AdapterMethod, budget
 from ltsft.sft import SFT, Diff, Kind
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from ltsft.mask import select_magnitude
-from ltsft.methods import SupportMethod
+from ltsft.methods.mask import select_magnitude
+from ltsft.methods.method import SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.config import Recipe

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ltsft.errors import ConfigError
-from ltsft.methods import Method
 from ltsft.methods.biases import Biases
 from ltsft.methods.bottleneck import MadX
 from ltsft.methods.denoised import Denoised
 from ltsft.methods.dense import Dense
 from ltsft.methods.lottery_ticket import LotteryTicket, TaskOnly
 from ltsft.methods.low_rank import LowRank
+from ltsft.methods.method import Method
 from ltsft.methods.random_support import RandomSupport
 from ltsft.sft import SFT
 

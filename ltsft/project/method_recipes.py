@@ -30,7 +30,7 @@ def work_out_recipes(raw: dict[str, Any]) -> dict[str, Any]:
     Returns:
         A copy in which `methods` has an entry for each method there is, and `recipes` are those of `method`.
     """
-    from ltsft.methods.registry import METHODS
+    from ltsft.methods import METHODS
 
     methods, recipes = raw.get("methods") or {}, raw.get("recipes")
     if not isinstance(methods, Mapping) or not isinstance(recipes, Mapping):
@@ -59,7 +59,7 @@ def unknown_methods(raw: Mapping[str, Any], known: list[str]) -> list[str]:
         raw: the project file as it was read.
         known: names of the recipes of the project.
     """
-    from ltsft.methods.registry import METHODS
+    from ltsft.methods import METHODS
 
     allowed = ", ".join(METHODS)
     problems = []

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ltsft.config import LT_SFT, LabelledData, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
-from ltsft.methods.registry import method_named
+from ltsft.methods import method_named
 from ltsft.project.project import Project
 
 __all__ = [

@@ -132,7 +132,7 @@ class Project(Frozen):
 
     @model_validator(mode="after")
     def _suits_methods(self) -> Project:
-        from ltsft.methods.registry import METHODS
+        from ltsft.methods import METHODS
 
         problems = []
         for name, theirs in self.methods.items() if METHODS.keys() >= self.methods.keys() else ():

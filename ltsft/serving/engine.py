@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base
 from ltsft.errors import CompositionError, ReleaseError
-from ltsft.methods.registry import as_diffs
+from ltsft.methods import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
 from ltsft.rules import RULES
 from ltsft.serving.answers import Output, Piece, Reader

@@ -21,12 +21,12 @@ from ltsft.interference import interference
 from ltsft.methods.bottleneck import matching_width
 from ltsft.methods.low_rank import matching_rank
 from ltsft.methods.registry import as_diffs
+from ltsft.methods.stack import Bottlenecks, stack_of
 from ltsft.resident import Resident
 from ltsft.rules import RULES
 from ltsft.several import FromLanguage, Mixture, SeveralSources
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
-from ltsft.stack import Bottlenecks, stack_of
 from ltsft.train import TrainingData, train_sft
 
 ADAPTERS = ["lora", "mad_x"]

@@ -25,7 +25,7 @@ from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
 from ltsft.train import Progress, train_sft
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 SIZES = {"large": (700, 40), "wide": (12, 90), "square": (30, 30)}
 
 

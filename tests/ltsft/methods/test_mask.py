@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ltsft import mask
 from ltsft.errors import ConfigError, TrainingError
-from ltsft.mask import select_magnitude, support_size
+from ltsft.methods import mask
+from ltsft.methods.mask import select_magnitude, support_size
 
 FEW_VALUES = st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 2.0])
 ANY_VALUES = st.floats(-10, 10, width=32)

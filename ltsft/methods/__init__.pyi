@@ -1,0 +1,11 @@
+from ltsft.methods.mask import select_magnitude as select_magnitude
+from ltsft.methods.method import AdapterMethod as AdapterMethod
+from ltsft.methods.method import Method as Method
+from ltsft.methods.method import SupportMethod as SupportMethod
+from ltsft.methods.method import budget as budget
+from ltsft.methods.registry import METHODS as METHODS
+from ltsft.methods.registry import as_diffs as as_diffs
+from ltsft.methods.registry import method_named as method_named
+from ltsft.methods.stack import Bottlenecks as Bottlenecks
+from ltsft.methods.stack import bottlenecks_of as bottlenecks_of
+from ltsft.methods.stack import stack_of as stack_of
