@@ -23,7 +23,7 @@ from benchmarks.figures import Report, main
 from benchmarks.timing import Timings, peak_memory
 from ltsft.config import Source
 from ltsft.data import read_text
-from ltsft.objectives.masked_lm import LINES_AT_ONCE, MaskedLM, pack_text
+from ltsft.objectives import LINES_AT_ONCE, MaskedLM, pack_text
 
 MB = 1e6
 LENGTH, BATCH = 256, 32

@@ -31,7 +31,7 @@ from benchmarks.figures import Report, main
 from benchmarks.timing import peak_memory
 from ltsft.compose import composed
 from ltsft.heap import return_memory
-from ltsft.objectives.lengths import padded
+from ltsft.objectives import padded
 from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot
 from ltsft.serving.answers import Output, Piece
 from ltsft.serving.batching import Batcher, Job

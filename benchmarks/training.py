@@ -17,9 +17,7 @@ from benchmarks.stepping import Gate
 from ltsft.base import Roles, parameter_roles
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
-from ltsft.objectives import Objective
-from ltsft.objectives.masked_lm import MaskedLM
-from ltsft.objectives.token_classification import IGNORE, TaggedPiece, TokenClassification
+from ltsft.objectives import IGNORE, MaskedLM, Objective, TaggedPiece, TokenClassification
 from ltsft.phase import Phase, run_phase
 
 LABELS = tuple(f"L{i:02}" for i in range(17))

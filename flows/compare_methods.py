@@ -18,7 +18,7 @@ from flows.making import experiment_state, make_cells
 from ltsft.comparison import Comparison, MethodScores
 from ltsft.comparison import compare_methods as compare
 from ltsft.experiment_figures import comparison_figure
-from ltsft.objectives.registry import OBJECTIVES
+from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
 from tasks.experiments import Reported, cell_steps, chosen_tasks, log_experiment, method_variant, read_cells
 from tasks.progress import show

@@ -281,7 +281,7 @@ def compose(
     with told_errors():
         from ltsft.base import load_base
         from ltsft.compose import export_composition
-        from ltsft.objectives.registry import model_of
+        from ltsft.objectives import model_of
         from ltsft.sft import load_sft
 
         parts = [(load_sft(folder), weight) for folder, weight in map(_weighted, sfts)]

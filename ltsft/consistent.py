@@ -25,8 +25,7 @@ from transformers import PreTrainedModel
 from ltsft.augmentation import Augmenter, Word
 from ltsft.base import Base
 from ltsft.config import Consistency, Precision
-from ltsft.objectives import Belief, Evaluation, Objective, TargetObjective
-from ltsft.objectives.lengths import padded
+from ltsft.objectives import Belief, Evaluation, Objective, TargetObjective, padded
 from ltsft.several import SeveralSources
 
 __all__ = [

@@ -17,8 +17,7 @@ from ltsft.config import PartWeights, Precision
 from ltsft.fitting import Part
 from ltsft.interference import interference
 from ltsft.methods import method_named
-from ltsft.objectives import Evaluation, TargetObjective
-from ltsft.objectives.masked_lm import MaskedLM
+from ltsft.objectives import Evaluation, MaskedLM, TargetObjective
 from ltsft.paired import Outcomes
 from ltsft.precision import WORDS, autocast, describe_device, usable_precision
 from ltsft.resident import Resident

@@ -10,7 +10,7 @@ from typing import Any
 
 from ltsft.errors import ReleaseError
 from ltsft.methods import method_named
-from ltsft.objectives.registry import OBJECTIVES
+from ltsft.objectives import OBJECTIVES
 from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
 from ltsft.serving.readers import READERS

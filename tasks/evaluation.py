@@ -24,8 +24,7 @@ from ltsft.heap import return_memory
 from ltsft.interference import interference
 from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.methods import method_named
-from ltsft.objectives.masked_lm import MaskedLM
-from ltsft.objectives.registry import OBJECTIVES
+from ltsft.objectives import OBJECTIVES, MaskedLM
 from ltsft.project import Step, language_subject, task_subject
 from ltsft.report import Plot, html_page
 from ltsft.scoring import CellData, Scorer

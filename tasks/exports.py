@@ -9,7 +9,7 @@ from ltsft.base import Base, load_base
 from ltsft.compose import COMPOSITION_FILE, composed, export_composition
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.hub import push_folder
-from ltsft.objectives.registry import OBJECTIVES
+from ltsft.objectives import OBJECTIVES
 from ltsft.onnx_export import export_onnx
 from ltsft.release import Composition, Slot, load_parts
 from ltsft.serving.bundle import Bundle

@@ -13,7 +13,7 @@ from typing import Any
 
 from ltsft.config import LT_SFT, TargetTask
 from ltsft.matrix import Cell, Matrix, MatrixLanguage
-from ltsft.objectives.registry import OBJECTIVES
+from ltsft.objectives import OBJECTIVES
 from ltsft.project import Plan, Step, cell_subject
 from tasks.records import Record, canonical_json
 from tasks.workspace import Workspace

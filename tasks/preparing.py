@@ -16,9 +16,7 @@ from ltsft.base import Base
 from ltsft.config import LabelledData, Recipe, Source, TargetTask
 from ltsft.consistent import Consistent
 from ltsft.data import RowError, read_text, read_word_list
-from ltsft.objectives import Objective, TargetObjective
-from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
-from ltsft.objectives.registry import OBJECTIVES, read_labelled
+from ltsft.objectives import OBJECTIVES, MaskedLM, Objective, TargetObjective, pack_text, read_labelled, split_held_out
 from ltsft.project import Language, Project
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sft import load_sft

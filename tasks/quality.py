@@ -32,8 +32,7 @@ from ltsft.data import (
     open_lines,
 )
 from ltsft.errors import ServiceError, ValidationError
-from ltsft.objectives import TargetObjective
-from ltsft.objectives.registry import OBJECTIVES
+from ltsft.objectives import OBJECTIVES, TargetObjective
 from ltsft.project import Language
 
 if TYPE_CHECKING:

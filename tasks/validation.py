@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 
 from ltsft.config import LabelledData, Source, TargetTask
 from ltsft.data import RowError
-from ltsft.objectives.registry import OBJECTIVES, read_labelled
+from ltsft.objectives import OBJECTIVES, read_labelled
 from ltsft.project import Language, Step
 from tasks.progress import artifact_key
 from tasks.quality import GateResult, validate_labelled, validate_text

@@ -15,7 +15,7 @@ from ltsft.data import fingerprint
 from ltsft.errors import ConfigError
 from ltsft.fitting import Part
 from ltsft.methods import method_named
-from ltsft.objectives.registry import OBJECTIVES
+from ltsft.objectives import OBJECTIVES
 from ltsft.project import language_subject, task_subject
 from ltsft.rules import RULES
 from ltsft.weight_search import Setting, WeightSearch

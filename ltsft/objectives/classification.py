@@ -16,11 +16,11 @@ from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.data import RECORDS, OnError, RowError, Sentence, read_records
 from ltsft.errors import SourceError
-from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, count_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
+from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.spans import spliced, words_by_marks
 from ltsft.objectives.token_classification import most_frequent
-from ltsft.spans import spliced, words_by_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

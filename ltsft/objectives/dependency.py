@@ -20,11 +20,11 @@ from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.data import WORD_MEASURES, OnError, Row, Sentence, read_rows
 from ltsft.errors import SourceError
-from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.spans import spliced
-from ltsft.trees import best_tree
+from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.spans import spliced
+from ltsft.objectives.trees import best_tree
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from ltsft.config import Source, TargetTask
 from ltsft.data import OnError, Sentence, TaggedRow, read_tagged
-from ltsft.objectives import Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
+from ltsft.objectives.objective import Evaluation
 from ltsft.objectives.token_classification import IGNORE, TaggedPiece, TokenClassification
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTr
 
 from ltsft.base import Base
 from ltsft.errors import TrainingError
-from ltsft.objectives import Evaluation
 from ltsft.objectives.documents import (
     IGNORE,
     attention_within,
@@ -24,6 +23,7 @@ from ltsft.objectives.documents import (
     position_in_document,
     split_documents,
 )
+from ltsft.objectives.objective import Evaluation
 
 LINES_AT_ONCE = 1000
 SEQUENCES_AT_ONCE = 32

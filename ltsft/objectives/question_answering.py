@@ -17,10 +17,10 @@ from torch.nn import functional
 from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.data import OnError, Record, RowError, Sentence, read_records
-from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import columns_within, no_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.spans import spliced, words_by_marks
+from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.spans import spliced, words_by_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,10 +9,10 @@ from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.data import RowError
 from ltsft.errors import CompositionError
-from ltsft.objectives import TargetObjective
 from ltsft.objectives.classification import Classification
 from ltsft.objectives.dependency import DependencyParsing
 from ltsft.objectives.entities import NamedEntities
+from ltsft.objectives.objective import TargetObjective
 from ltsft.objectives.question_answering import QuestionAnswering
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sft import SFT

@@ -17,10 +17,10 @@ from ltsft.base import Base
 from ltsft.config import Source, TargetTask
 from ltsft.data import WORD_MEASURES, OnError, Sentence, TaggedRow, read_rows, read_tagged
 from ltsft.errors import SourceError
-from ltsft.objectives import Belief, Evaluation
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.spans import spliced
+from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.spans import spliced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

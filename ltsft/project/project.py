@@ -105,7 +105,7 @@ class Store(Frozen):
 
 
 def _suits_objective(target: TargetTask) -> TargetTask:
-    from ltsft.objectives.registry import OBJECTIVES  # loads torch, which reading a source need not
+    from ltsft.objectives import OBJECTIVES  # loads torch, which reading a source need not
 
     problems = OBJECTIVES[target.objective].problems(target) if target.objective in OBJECTIVES else []
     if problems:
@@ -388,7 +388,7 @@ def _name_problems(languages: Mapping[Any, Any], targets: Mapping[Any, Any]) -> 
 
 
 def _unknown_objectives(targets: Mapping[Any, Any]) -> list[str]:
-    from ltsft.objectives.registry import OBJECTIVES
+    from ltsft.objectives import OBJECTIVES
 
     named = {name: _as_mapping(target).get("objective") for name, target in targets.items()}
     return [

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow, Window, answer_f1, best_span
+from ltsft.objectives import QuestionAnswering, QuestionRow, Window, answer_f1, best_span
 from ltsft.release import Composition
 from ltsft.serving.answers import TOKENIZING, Input, Output, Prepared, refuse_form, refuse_long
 from ltsft.serving.limits import Limits

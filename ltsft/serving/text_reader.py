@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ltsft.objectives.classification import Classification, ClassifiedText, TextRow
+from ltsft.objectives import Classification, ClassifiedText, TextRow
 from ltsft.release import Composition
 from ltsft.serving.answers import TOKENIZING, Input, Output, Prepared, refuse_form, refuse_long
 from ltsft.serving.limits import Limits

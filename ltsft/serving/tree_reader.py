@@ -9,8 +9,7 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.data import Row
-from ltsft.objectives.biaffine import BiaffineParser
-from ltsft.objectives.dependency import DependencyParsing, ParsedSentence, universal
+from ltsft.objectives import BiaffineParser, DependencyParsing, ParsedSentence, universal
 from ltsft.release import Composition
 from ltsft.serving.answers import (
     TOKENIZING,

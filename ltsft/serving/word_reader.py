@@ -11,8 +11,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.data import TaggedRow
-from ltsft.objectives.entities import OUTSIDE, entity_evaluation
-from ltsft.objectives.lengths import attention, padded
+from ltsft.objectives import OUTSIDE, attention, entity_evaluation, padded
 from ltsft.release import Composition
 from ltsft.serving.answers import TOKENIZING, Input, Output, Prepared, find_words, refuse_form, refuse_long
 from ltsft.serving.limits import Limits

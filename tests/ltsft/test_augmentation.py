@@ -17,9 +17,9 @@ from ltsft.config.recipe import Recipe
 from ltsft.config.source import Source
 from ltsft.data.word_lists import read_word_list
 from ltsft.errors import ConfigError, SourceError
+from ltsft.objectives.spans import words_by_marks
 from ltsft.objectives.token_classification import IGNORE, TokenClassification
 from ltsft.project.project import load_project
-from ltsft.spans import words_by_marks
 from ltsft.unigram import Unigram, unigram_of
 
 

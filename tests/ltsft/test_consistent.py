@@ -19,9 +19,9 @@ from ltsft.config.consistency import Consistency
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.consistent import Consistent, divergence, keep_first_stage, symmetric_divergence
 from ltsft.data.sources import Row
-from ltsft.objectives import TargetObjective
 from ltsft.objectives.classification import Classification, TextRow
 from ltsft.objectives.dependency import DependencyParsing
+from ltsft.objectives.objective import TargetObjective
 from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.several import FromLanguage, SeveralSources

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ltsft.trees import best_tree
+from ltsft.objectives.trees import best_tree
 
 
 def is_tree(heads: tuple[int, ...]) -> bool:
