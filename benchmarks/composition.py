@@ -14,10 +14,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from benchmarks.bases import BASE_REF, build_sft, build_token_classifier, size_of
 from benchmarks.figures import Report, main
 from benchmarks.timing import interleaved
-from ltsft.fitting import Part
-from ltsft.resident import Resident
+from ltsft.composition import Part, Resident, weight_at
 from ltsft.sft import SFT
-from ltsft.weights import weight_at
 
 
 def run(*, quick: bool = False) -> Report:

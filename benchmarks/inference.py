@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from benchmarks.bases import BASE_REF, build_sft, build_token_classifier, size_of
 from benchmarks.figures import Report, main
 from benchmarks.timing import interleaved
-from ltsft.compose import Resident
+from ltsft.composition import Resident
 
 
 def run(*, quick: bool = False) -> Report:

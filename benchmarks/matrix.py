@@ -14,8 +14,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from benchmarks.bases import BASE_REF, LABELS, Size, build_sft, build_token_classifier, size_of
 from benchmarks.figures import Report, main
 from benchmarks.timing import interleaved
+from ltsft.composition import Resident
 from ltsft.objectives import TaggedPiece, TokenClassification
-from ltsft.resident import Resident
 from ltsft.sft import SFT, load_sft, save_sft
 
 CELLS = 2

@@ -29,7 +29,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel
 from benchmarks.bases import BASE_REF, LABELS, MBERT, QUICK, Size, build_sft, build_token_classifier
 from benchmarks.figures import Report, main
 from benchmarks.timing import peak_memory
-from ltsft.compose import composed
+from ltsft.composition import composed
 from ltsft.heap import return_memory
 from ltsft.objectives import padded
 from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot

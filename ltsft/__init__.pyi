@@ -1,5 +1,5 @@
 from ltsft.base import load_base as load_base
-from ltsft.compose import composed as composed
+from ltsft.composition.compose import composed as composed
 from ltsft.errors import ServiceError as ServiceError
 from ltsft.objectives.biaffine import load_parser as load_parser
 from ltsft.objectives.registry import model_of as model_of

@@ -32,8 +32,8 @@ from ltsft.console import (
 )
 
 if TYPE_CHECKING:
+    from ltsft.composition import Weight
     from ltsft.matrix import Matrix
-    from ltsft.weights import Weight
     from tasks.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -280,7 +280,7 @@ def compose(
     """Compose base + SFTs and write the result as an ordinary Hugging Face folder."""
     with told_errors():
         from ltsft.base import load_base
-        from ltsft.compose import export_composition
+        from ltsft.composition import export_composition
         from ltsft.objectives import model_of
         from ltsft.sft import load_sft
 
@@ -329,7 +329,7 @@ def toy(folder: Annotated[Path, typer.Argument(help="Where the artificial family
 
 
 def _weighted(argument: str) -> tuple[str, Weight]:
-    from ltsft.weights import parse_weight
+    from ltsft.composition import parse_weight
 
     folder, separator, weight = argument.rpartition("@")
     return (argument, 1.0) if not separator or Path(argument).exists() else (folder, parse_weight(weight))

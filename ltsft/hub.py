@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 from huggingface_hub import HfApi
 
-from ltsft.compose import COMPOSITION_FILE
+from ltsft.composition import COMPOSITION_FILE
 from ltsft.errors import ConfigError, ServiceError, SFTFileError
 from ltsft.sft import MANIFEST_FILE, load_sft
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
 
+from ltsft.composition import Part
 from ltsft.errors import ReleaseError
-from ltsft.fitting import Part
 from ltsft.sft import BaseRef, Kind, load_sft, read_manifest
 
 __all__ = [

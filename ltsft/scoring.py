@@ -13,14 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
+from ltsft.composition import Part, Resident
 from ltsft.config import PartWeights, Precision
-from ltsft.fitting import Part
 from ltsft.interference import interference
 from ltsft.methods import method_named
 from ltsft.objectives import Evaluation, MaskedLM, TargetObjective
 from ltsft.paired import Outcomes
 from ltsft.precision import WORDS, autocast, describe_device, usable_precision
-from ltsft.resident import Resident
 from ltsft.sft import SFT
 
 _LOG = logging.getLogger(__name__)

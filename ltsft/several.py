@@ -17,9 +17,8 @@ from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
-from ltsft.compose import composed
+from ltsft.composition import Part, composed
 from ltsft.errors import TrainingError
-from ltsft.fitting import Part
 from ltsft.methods import Bottlenecks, as_diffs, bottlenecks_of, stack_of
 from ltsft.objectives import Evaluation, Objective
 from ltsft.sft import SFT

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ltsft.base import Base, Roles, parameter_roles
-from ltsft.compose import composed
+from ltsft.composition import composed
 from ltsft.config import LT_SFT, Recipe
 from ltsft.config import Phase as PhaseSettings
 from ltsft.consistent import drop_first_stage, keep_first_stage

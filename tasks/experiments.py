@@ -20,9 +20,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from ltsft.comparison import Comparison
+from ltsft.composition import Part
 from ltsft.config import TargetTask
 from ltsft.errors import ConfigError, ServiceError
-from ltsft.fitting import Part
 from ltsft.methods import method_named
 from ltsft.paired import Outcomes
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject

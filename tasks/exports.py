@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from ltsft.base import Base, load_base
-from ltsft.compose import COMPOSITION_FILE, composed, export_composition
+from ltsft.composition import COMPOSITION_FILE, composed, export_composition
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.hub import push_folder
 from ltsft.objectives import OBJECTIVES

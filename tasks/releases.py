@@ -19,6 +19,7 @@ import numpy as np
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from ltsft.composition import shown_weight
 from ltsft.errors import ConfigError, ReleaseError, ServiceError
 from ltsft.interference import interference
 from ltsft.paired import Outcomes
@@ -26,7 +27,6 @@ from ltsft.project import cell_subject
 from ltsft.release import Composition, Slot, load_parts
 from ltsft.serving.readers import READERS
 from ltsft.verdicts import Canary, Measured, Verdict, has_passed, judge
-from ltsft.weights import shown_weight
 from tasks.canary import run_canary
 from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer

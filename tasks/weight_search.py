@@ -10,14 +10,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from ltsft.composition import RULES, Part
 from ltsft.config import TargetTask
 from ltsft.data import fingerprint
 from ltsft.errors import ConfigError
-from ltsft.fitting import Part
 from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import language_subject, task_subject
-from ltsft.rules import RULES
 from ltsft.weight_search import Setting, WeightSearch
 from tasks.evaluation import labelled_examples, target_scorer
 from tasks.experiments import VERSION, hash_of_parts

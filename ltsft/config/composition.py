@@ -1,4 +1,6 @@
-"""How a project file says that SFTs are composed. Rules are in ``ltsft/rules.py``, weights in ``ltsft/weights.py``."""
+"""How a project file says that SFTs are composed. Rules are in ``ltsft/composition/rules.py``, weights in
+``ltsft/composition/weights.py``.
+"""
 
 from __future__ import annotations
 

@@ -399,7 +399,7 @@ def _unknown_objectives(targets: Mapping[Any, Any]) -> list[str]:
 
 
 def _unknown_rule(given: Any) -> list[str]:
-    from ltsft.rules import RULES
+    from ltsft.composition import RULES
 
     if not isinstance(given, str) or given in RULES:
         return []

@@ -1,7 +1,7 @@
 """One resident encoder that all releases of a composition rule share, and SFTs as they are put in place there.
 
 The word embedding is composed as its rows are looked up (`ltsft.serving.rows`); everything else is switched in place
-(`ltsft.resident`). Both are exact.
+(`ltsft.composition.resident`). Both are exact.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from ltsft.base import encoder_parameters
-from ltsft.fitting import Part, check_parts
-from ltsft.resident import Resident
-from ltsft.rules import RULES
+from ltsft.composition import RULES, Part, Resident, Weight, check_parts, weight_at
 from ltsft.serving.packed import PackedDiffs, Unpacked
 from ltsft.serving.rows import ComposedRows, RowDiffs, word_embedding
 from ltsft.sft import SFT, BaseRef
-from ltsft.weights import Weight, weight_at
 
 __all__ = ["Encoder", "PackedPart", "PackedSFT"]
 

@@ -17,10 +17,10 @@ import torch
 from transformers import PreTrainedModel
 
 from ltsft.base import Base
+from ltsft.composition import RULES, largest_weight, weight_problem
 from ltsft.errors import CompositionError, ReleaseError
 from ltsft.methods import as_diffs
 from ltsft.release import ComposedPart, Composition, Release, ReleaseSource, check_part
-from ltsft.rules import RULES
 from ltsft.serving.answers import Output, Piece, Reader
 from ltsft.serving.encoder import Encoder, PackedPart, PackedSFT
 from ltsft.serving.heads import with_head
@@ -28,7 +28,6 @@ from ltsft.serving.limits import Limits
 from ltsft.serving.packed import Unpacked
 from ltsft.serving.readers import reader_of
 from ltsft.sft import SFT, load_sft
-from ltsft.weights import largest_weight, weight_problem
 
 __all__ = ["Admitted", "Engine", "group_pieces"]
 
@@ -70,7 +69,8 @@ class Engine:
         base: the base; compositions of another one are refused.
         limits: of the server: how texts are cut and batched.
         on_switch: told the seconds of each switch.
-        is_compiled: whether switches are compiled, see `ltsft.resident.Resident`: for a server, not for one answer.
+        is_compiled: whether switches are compiled, see `ltsft.composition.resident.Resident`: for a server, not for one
+            answer.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding as look_up
 from transformers import PreTrainedModel
 
 from ltsft.base import encoder_parameters
-from ltsft.rules import Piece, Rule
+from ltsft.composition import Piece, Rule
 from ltsft.serving.packed import Array, PackedColumn, unpack_columns
 from ltsft.sft import Diff
 

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from ltsft.base import load_base
 from ltsft.cli import app
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.project.project import ProjectRef
 from ltsft.sft.files import load_sft
 

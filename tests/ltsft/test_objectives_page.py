@@ -11,7 +11,7 @@ import pytest
 from tokenizers import processors
 
 from ltsft.base import load_base
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask

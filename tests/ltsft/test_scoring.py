@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ltsft.base import Base, load_base
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.errors import CompositionError
 from ltsft.objectives.token_classification import TokenClassification, most_frequent
 from ltsft.scoring import CellData, CellScore, Scorer

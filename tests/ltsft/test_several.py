@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ltsft.base import Base, load_base
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.errors import TrainingError
 from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sft.sft import SFT

@@ -10,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from ltsft.base import Base, load_base
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.config.source import Source
 from ltsft.data.sources import read_rows, read_text

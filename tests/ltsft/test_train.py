@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ltsft.base import Base, load_base, parameter_roles
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.config.recipe import Phase
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.interference import interference

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, BertConfig, PreTrainedModel, XLMRobertaConfig
 
 from ltsft.base import Base, encoder_parameters, load_base, parameter_roles
-from ltsft.compose import composed, export_composition
+from ltsft.composition.compose import composed, export_composition
+from ltsft.composition.resident import Resident
+from ltsft.composition.rules import RULES
 from ltsft.errors import BaseModelError, CompositionError, ConfigError, SFTFileError
 from ltsft.interference import interference
 from ltsft.methods.bottleneck import matching_width
 from ltsft.methods.low_rank import matching_rank
 from ltsft.methods.registry import as_diffs
 from ltsft.methods.stack import Bottlenecks, stack_of
-from ltsft.resident import Resident
-from ltsft.rules import RULES
 from ltsft.several import FromLanguage, Mixture, SeveralSources
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ltsft.base import Base, load_base, parameter_roles
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.errors import ConfigError
 from ltsft.methods.denoised import denoise, low_order
 from ltsft.methods.random_support import RandomSupport

@@ -14,7 +14,7 @@ from tokenizers import processors
 from torch import Tensor, nn
 
 from ltsft.base import Base, load_base, parameter_roles
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask

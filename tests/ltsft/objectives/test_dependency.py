@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ltsft.base import Base, load_base, parameter_roles
-from ltsft.compose import composed, export_composition
+from ltsft.composition.compose import composed, export_composition
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.data.sources import Row
 from ltsft.errors import BaseModelError, SourceError

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ltsft.base import Base
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.errors import CompositionError, LtsftError, ReleaseError, SFTFileError
 from ltsft.release import Composition, Release, parse_composition
 from ltsft.serving import encoder

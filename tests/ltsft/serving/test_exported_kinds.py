@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from ltsft.base import Base
-from ltsft.compose import composed, export_composition
+from ltsft.composition.compose import composed, export_composition
+from ltsft.composition.fitting import Part
 from ltsft.errors import CompositionError
-from ltsft.fitting import Part
 from ltsft.objectives.biaffine import load_parser
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.onnx_export import ONNX_FILE, export_onnx

@@ -11,7 +11,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from ltsft.base import Base
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.release import Release
 from ltsft.serving.answers import Input, Output, RefusedInputError

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
 from ltsft.errors import SFTFileError
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.reference import REFERENCE_FILE, convert_reference, read_reference

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ltsft.composition.weights import Weight, weight_problem
 from ltsft.errors import CompositionError
 from ltsft.sft import SFT, BaseRef
-from ltsft.weights import Weight, weight_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from ltsft.base import encoder_parameters
+from ltsft.composition.fitting import Part, check_parts, check_stacked, head_values
+from ltsft.composition.rules import IN_SUCCESSION, RULES, Piece, Rule
+from ltsft.composition.weights import weight_at
 from ltsft.errors import CompositionError
-from ltsft.fitting import Part, check_parts, check_stacked, head_values
 from ltsft.methods import Bottlenecks, as_diffs, bottlenecks_of, stack_of
-from ltsft.rules import IN_SUCCESSION, RULES, Piece, Rule
 from ltsft.sft import SFT, BaseRef, Diff
-from ltsft.weights import weight_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -412,7 +412,7 @@ def _put(flat: Tensor, places: Tensor, values: Tensor) -> None:
 
 
 def _compiled_loops() -> ModuleType:
-    from ltsft import kernels  # compiled as it is imported
+    from ltsft.composition import kernels  # compiled as it is imported
 
     return kernels
 

@@ -23,9 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ltsft.compose import composed, export_composition
+from ltsft.composition.compose import composed, export_composition
+from ltsft.composition.rules import RULES, Piece
 from ltsft.errors import CompositionError
-from ltsft.rules import RULES, Piece
 from ltsft.sft.sft import SFT, BaseRef, Diff
 
 Build = Callable[..., PreTrainedModel]

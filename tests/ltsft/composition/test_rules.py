@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from ltsft.compose import composed
+from ltsft.composition.compose import composed
+from ltsft.composition.resident import Resident
+from ltsft.composition.rules import RULES, Piece
+from ltsft.composition.weights import parse_weight, weight_at
 from ltsft.errors import CompositionError
-from ltsft.resident import Resident
-from ltsft.rules import RULES, Piece
 from ltsft.sft.sft import SFT, BaseRef, Diff
-from ltsft.weights import parse_weight, weight_at
 
 Build = Callable[..., PreTrainedModel]
 Make = Callable[..., SFT]
@@ -87,7 +87,7 @@ def test_switching_by_any_rule_and_weights_is_composing_anew_and_leaving_restore
     bits: Bits,
     base_ref: BaseRef,
 ) -> None:
-    from ltsft import resident as module
+    from ltsft.composition import resident as module
 
     model, fresh = tiny_model().to(dtype), tiny_model().to(dtype)
     sfts = [make_sft(model, seed=seed, density=0.5) for seed in range(3)]

@@ -2,7 +2,8 @@
 
 Everything is checked before the first weight of the model changes. On leaving, the touched weights are put back from
 saved copies, bit for bit: subtracting what was added would not do, for floats round. Who goes from one composition to
-the next in one model (the matrix, a server) uses `Resident` of `ltsft.resident`, which touches only what differs.
+the next in one model (the matrix, a server) uses `Resident` of `ltsft.composition.resident`, which touches only what
+differs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ltsft.atomic import flush_folder, fresh_folder
+from ltsft.composition.fitting import Part, named
+from ltsft.composition.resident import Resident
+from ltsft.composition.rules import RULES, Piece, Rule
+from ltsft.composition.weights import shown_weight
 from ltsft.errors import CompositionError
-from ltsft.fitting import Part, named
 from ltsft.methods import as_diffs
-from ltsft.resident import Resident
-from ltsft.rules import RULES, Piece, Rule
 from ltsft.sft import BaseRef
-from ltsft.weights import shown_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

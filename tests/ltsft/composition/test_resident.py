@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from ltsft import kernels
-from ltsft import resident as module
+from ltsft.composition import kernels
+from ltsft.composition import resident as module
+from ltsft.composition.resident import Resident
 from ltsft.errors import CompositionError
-from ltsft.resident import Resident
 from ltsft.sft.sft import SFT, BaseRef
 
 Build = Callable[..., PreTrainedModel]

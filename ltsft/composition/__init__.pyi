@@ -1,0 +1,15 @@
+from ltsft.composition.compose import COMPOSITION_FILE as COMPOSITION_FILE
+from ltsft.composition.compose import composed as composed
+from ltsft.composition.compose import export_composition as export_composition
+from ltsft.composition.fitting import Part as Part
+from ltsft.composition.fitting import check_parts as check_parts
+from ltsft.composition.resident import Resident as Resident
+from ltsft.composition.rules import RULES as RULES
+from ltsft.composition.rules import Piece as Piece
+from ltsft.composition.rules import Rule as Rule
+from ltsft.composition.weights import Weight as Weight
+from ltsft.composition.weights import largest_weight as largest_weight
+from ltsft.composition.weights import parse_weight as parse_weight
+from ltsft.composition.weights import shown_weight as shown_weight
+from ltsft.composition.weights import weight_at as weight_at
+from ltsft.composition.weights import weight_problem as weight_problem
