@@ -18,7 +18,7 @@ from ltsft.base import Roles, parameter_roles
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Precision, Recipe
 from ltsft.objectives import IGNORE, MaskedLM, Objective, TaggedPiece, TokenClassification
-from ltsft.phase import Phase, run_phase
+from ltsft.training import Phase, run_phase
 
 LABELS = tuple(f"L{i:02}" for i in range(17))
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from ltsft.checkpoints import checkpoint_files, checkpoint_progress
 from ltsft.errors import InterruptedTraining, ServiceError, StoredFileError
+from ltsft.training import checkpoint_files, checkpoint_progress
 from tasks.storage import Bucket, hash_file
 
 KEPT = 2

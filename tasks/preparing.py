@@ -11,16 +11,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ltsft.augmentation import Augmenter
 from ltsft.base import Base
 from ltsft.config import LabelledData, Recipe, Source, TargetTask
-from ltsft.consistent import Consistent
 from ltsft.data import RowError, read_text, read_word_list
 from ltsft.objectives import OBJECTIVES, MaskedLM, Objective, TargetObjective, pack_text, read_labelled, split_held_out
 from ltsft.project import Language, Project
-from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sft import load_sft
-from ltsft.train import TrainingData
+from ltsft.training import Augmenter, Consistent, FromLanguage, Mixture, SeveralSources, TrainingData, sampling_shares
 from tasks.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)

@@ -27,14 +27,20 @@ from typing import Any
 import torch
 
 from ltsft.base import Base, load_base, locate_base
-from ltsft.checkpoints import checkpoint_files
 from ltsft.data import ensure_local
 from ltsft.errors import InterruptedTraining, LtsftError, ServiceError, TrainingError
 from ltsft.methods import method_named
-from ltsft.processes import is_first_process, join_processes, send_files
 from ltsft.project import Project, ProjectRef
 from ltsft.sft import save_sft
-from ltsft.train import OnProgress, Progress, train_sft
+from ltsft.training import (
+    OnProgress,
+    Progress,
+    checkpoint_files,
+    is_first_process,
+    join_processes,
+    send_files,
+    train_sft,
+)
 from tasks.nodes import LOOK_SECONDS, Meeting, await_stop, pass_on_stop
 from tasks.preparing import language_training, task_training
 from tasks.workspace import SFT_FOLDER

@@ -21,7 +21,7 @@ from ltsft.methods import budget, method_named
 from ltsft.precision import numerics_of, summarise
 from ltsft.project import Language, Step, language_subject
 from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft
-from ltsft.train import Progress, TrainingData, train_sft
+from ltsft.training import Progress, TrainingData, train_sft
 from tasks.launching import refuse_if_crashed
 from tasks.preparing import language_training, task_training
 from tasks.progress import ProgressReporter

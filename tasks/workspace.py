@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from ltsft.augmentation import check_augmentations
 from ltsft.base import Base, load_base, locate_base
 from ltsft.config import Source
 from ltsft.data import ensure_local, fingerprint
 from ltsft.errors import TrainingError
 from ltsft.project import Fingerprints, Plan, Project, ProjectRef, Step, make_plan
 from ltsft.sft import SFT, load_sft
+from ltsft.training import check_augmentations
 from tasks.checkpoints import Checkpoints
 from tasks.descriptions import describe
 from tasks.inbox import inbox_overrides

@@ -1,6 +1,7 @@
 """Settings of consistency in the training of a task SFT (xTune, Zheng et al. 2021, arXiv 2106.08226).
 
-What is learnt from them is in ``ltsft/consistent.py``, how examples are augmented in ``ltsft/augmentation.py``.
+What is learnt from them is in ``ltsft/training/consistent.py``, how examples are augmented in
+``ltsft/training/augmentation.py``.
 """
 
 from __future__ import annotations

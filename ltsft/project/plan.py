@@ -29,7 +29,9 @@ __all__ = [
 ]
 
 TRAINING = 2
-"""Version of `ltsft.train` and what it uses, part of every key: raised when the same inputs would give another SFT."""
+"""Version of `ltsft.training.train` and what it uses, part of every key: raised when the same inputs would give another
+SFT.
+"""
 
 SCORING = 3
 """Version of `ltsft.scoring` and of all that it uses, part of the key of every cell: raised likewise."""

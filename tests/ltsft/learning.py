@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ltsft.augmentation import Augmenter
 from ltsft.config.consistency import Consistency
 from ltsft.config.recipe import Phase, Recipe
-from ltsft.consistent import Consistent
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
-from ltsft.train import TrainingData
+from ltsft.training.augmentation import Augmenter
+from ltsft.training.consistent import Consistent
+from ltsft.training.train import TrainingData
 
 LABELS = ("NOUN", "VERB", "PUNCT")
 LENGTH = 16

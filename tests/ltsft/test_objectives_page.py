@@ -16,7 +16,7 @@ from ltsft.config.recipe import Phase, Recipe
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
 from ltsft.objectives.registry import OBJECTIVES, model_of, read_labelled
-from ltsft.train import TrainingData, train_sft
+from ltsft.training.train import TrainingData, train_sft
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 

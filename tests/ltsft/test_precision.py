@@ -19,17 +19,17 @@ import pytest
 import torch
 
 from ltsft.base import Base, load_base
-from ltsft.checkpoints import NUMERICS, checkpoint_files
 from ltsft.config.recipe import Precision
 from ltsft.errors import InterruptedTraining, TrainingError
-from ltsft.phase import write_tensors
 from ltsft.precision import Numerics, is_native, numerics_of, summarise, usable_precision
 from ltsft.scoring import Scorer
-from ltsft.settling import settle_numerics
 from ltsft.sft.card import write_card
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
-from ltsft.train import train_sft
+from ltsft.training.checkpoints import NUMERICS, checkpoint_files
+from ltsft.training.phase import write_tensors
+from ltsft.training.settling import settle_numerics
+from ltsft.training.train import train_sft
 
 ROOT = Path(__file__).parents[2]
 EMULATED: Precision = "fp16"

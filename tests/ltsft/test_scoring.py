@@ -15,7 +15,7 @@ from ltsft.errors import CompositionError
 from ltsft.objectives.token_classification import TokenClassification, most_frequent
 from ltsft.scoring import CellData, CellScore, Scorer
 from ltsft.sft.sft import SFT
-from ltsft.train import train_sft
+from ltsft.training.train import train_sft
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ltsft.scoring import as_outcomes
 from ltsft.sft.sft import SFT
 from ltsft.toy import make_toy
 from ltsft.toy_config import BASE, BaseSettings, ToyConfig
-from ltsft.train import TrainingData, train_sft
+from ltsft.training.train import TrainingData, train_sft
 
 LABELS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "NOUN"),

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ltsft.base import load_base
 from ltsft.sft.files import save_sft
-from ltsft.train import Progress, train_sft
+from ltsft.training.train import Progress, train_sft
 
 
 def count_exchanged() -> dict[str, int]:

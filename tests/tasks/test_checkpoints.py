@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from ltsft.base import Base, load_base
-from ltsft.checkpoints import checkpoint_progress
 from ltsft.errors import InterruptedTraining
 from ltsft.sft.files import save_sft
-from ltsft.train import train_sft
+from ltsft.training.checkpoints import checkpoint_progress
+from ltsft.training.train import train_sft
 from tasks.checkpoints import Checkpoints
 from tasks.storage import Bucket, hash_file
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ltsft.errors import ServiceError, TrainingError
-from ltsft.train import Progress
+from ltsft.training.train import Progress
 from tasks import progress as module
 from tasks.progress import ProgressReporter, artifact_key, show, shown_progress
 
@@ -182,7 +182,7 @@ def test_the_terminal_shows_what_is_done_a_bar_and_warnings(
             report(Progress("full", 1, 2))
             logger.warning("language fo is being made by another run [key]")
             logger.error("Finished in state Failed()")
-            for name in ("ltsft.settling", "ltsft.settling", "ltsft.stranger", "ltsft.stranger"):
+            for name in ("ltsft.training.settling", "ltsft.training.settling", "ltsft.stranger", "ltsft.stranger"):
                 logging.getLogger(name).warning("%s warns", name)
 
     shown = capsys.readouterr().err

@@ -24,10 +24,10 @@ from ltsft.methods.bottleneck import matching_width
 from ltsft.methods.low_rank import matching_rank
 from ltsft.methods.registry import as_diffs
 from ltsft.methods.stack import Bottlenecks, stack_of
-from ltsft.several import FromLanguage, Mixture, SeveralSources
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
-from ltsft.train import TrainingData, train_sft
+from ltsft.training.several import FromLanguage, Mixture, SeveralSources
+from ltsft.training.train import TrainingData, train_sft
 
 ADAPTERS = ["lora", "mad_x"]
 

@@ -23,7 +23,7 @@ from ltsft.project.plan import Fingerprints, make_plan, products
 from ltsft.project.project import Project, load_project
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
-from ltsft.train import Progress, train_sft
+from ltsft.training.train import Progress, train_sft
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIZES = {"large": (700, 40), "wide": (12, 90), "square": (30, 30)}

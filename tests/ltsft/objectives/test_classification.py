@@ -21,7 +21,7 @@ from ltsft.config.target_task import TargetTask
 from ltsft.data.sources import RowError
 from ltsft.errors import SourceError
 from ltsft.objectives.classification import Classification, ClassifiedText, TextRow, macro_f1
-from ltsft.train import TrainingData, train_sft
+from ltsft.training.train import TrainingData, train_sft
 
 LABELS = ("entailment", "neutral", "contradiction")
 

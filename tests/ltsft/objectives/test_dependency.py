@@ -17,7 +17,7 @@ from ltsft.data.sources import Row
 from ltsft.errors import BaseModelError, SourceError
 from ltsft.objectives.biaffine import Biaffine, BiaffineParser, load_parser
 from ltsft.objectives.dependency import IGNORE, RELATIONS, DependencyParsing
-from ltsft.train import TrainingData, train_sft
+from ltsft.training.train import TrainingData, train_sft
 
 LABELS = ("root", "nsubj", "obj", "punct")
 NO_SUBWORD = "\u200b"

@@ -22,11 +22,11 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
-from ltsft.augmentation import Augmenter, Word
 from ltsft.base import Base
 from ltsft.config import Consistency, Precision
 from ltsft.objectives import Belief, Evaluation, Objective, TargetObjective, padded
-from ltsft.several import SeveralSources
+from ltsft.training.augmentation import Augmenter, Word
+from ltsft.training.several import SeveralSources
 
 __all__ = [
     "Consistent",

@@ -19,7 +19,7 @@ from ltsft.errors import ConfigError, TrainingError
 from ltsft.interference import interference
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
-from ltsft.train import Progress, TrainingData, derive_seed, train_sft
+from ltsft.training.train import Progress, TrainingData, derive_seed, train_sft
 
 
 @pytest.fixture(scope="module")

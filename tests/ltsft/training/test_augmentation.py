@@ -10,7 +10,6 @@ from random import Random
 
 import pytest
 
-from ltsft.augmentation import Augmenter, check_augmentations
 from ltsft.base import Base, load_base
 from ltsft.config.consistency import Augmentations
 from ltsft.config.recipe import Recipe
@@ -20,7 +19,8 @@ from ltsft.errors import ConfigError, SourceError
 from ltsft.objectives.spans import words_by_marks
 from ltsft.objectives.token_classification import IGNORE, TokenClassification
 from ltsft.project.project import load_project
-from ltsft.unigram import Unigram, unigram_of
+from ltsft.training.augmentation import Augmenter, check_augmentations
+from ltsft.training.unigram import Unigram, unigram_of
 
 
 @pytest.fixture(scope="module")

@@ -27,17 +27,23 @@ from transformers import (
     TrainingArguments,
 )
 
-from ltsft.checkpoints import WHOLE, newest_checkpoint
 from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe
-from ltsft.consistent import begin_phase, consistency_of
-from ltsft.dropout import lean_dropout
 from ltsft.errors import InterruptedTraining, TrainingError
-from ltsft.loss_module import LossModule
 from ltsft.objectives import Objective
 from ltsft.precision import autocast
-from ltsft.processes import any_process, complete_on_each_node, is_first_of_node, of_first_process, wait_for_all
-from ltsft.several import Mixture, SeveralSources
+from ltsft.training.checkpoints import WHOLE, newest_checkpoint
+from ltsft.training.consistent import begin_phase, consistency_of
+from ltsft.training.dropout import lean_dropout
+from ltsft.training.loss_module import LossModule
+from ltsft.training.processes import (
+    any_process,
+    complete_on_each_node,
+    is_first_of_node,
+    of_first_process,
+    wait_for_all,
+)
+from ltsft.training.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 POOL_BATCHES = 50

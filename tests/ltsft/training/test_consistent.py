@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltsft.augmentation import Augmenter
 from ltsft.base import Base, load_base
 from ltsft.config.consistency import Consistency
 from ltsft.config.recipe import Phase, Recipe
-from ltsft.consistent import Consistent, divergence, keep_first_stage, symmetric_divergence
 from ltsft.data.sources import Row
 from ltsft.objectives.classification import Classification, TextRow
 from ltsft.objectives.dependency import DependencyParsing
 from ltsft.objectives.objective import TargetObjective
 from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow
 from ltsft.objectives.token_classification import TokenClassification
-from ltsft.several import FromLanguage, SeveralSources
 from ltsft.sft.files import save_sft
-from ltsft.train import Progress, train_sft
+from ltsft.training.augmentation import Augmenter
+from ltsft.training.consistent import Consistent, divergence, keep_first_stage, symmetric_divergence
+from ltsft.training.several import FromLanguage, SeveralSources
+from ltsft.training.train import Progress, train_sft
 
 HALF, QUARTER = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ltsft.config import Augmentations, Recipe
 from ltsft.errors import ConfigError
 from ltsft.objectives import MARK, continuation_prefix
-from ltsft.unigram import unigram_of
+from ltsft.training.unigram import unigram_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

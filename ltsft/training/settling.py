@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from ltsft.checkpoints import NUMERICS, checkpoint_files
 from ltsft.config import Precision
 from ltsft.errors import TrainingError
-from ltsft.phase import write_text
 from ltsft.precision import STRETCHES, WORDS, Numerics, describe_device, is_native
-from ltsft.processes import any_process, is_first_of_node, is_first_process, number_of_first_process
+from ltsft.training.checkpoints import NUMERICS, checkpoint_files
+from ltsft.training.phase import write_text
+from ltsft.training.processes import any_process, is_first_of_node, is_first_process, number_of_first_process
 
 __all__ = ["settle_numerics"]
 

@@ -12,8 +12,8 @@ from torch.autograd.function import FunctionCtx
 
 from ltsft.errors import TrainingError
 from ltsft.objectives import Objective
-from ltsft.optim import SupportModule
-from ltsft.several import SeveralSources
+from ltsft.training.optim import SupportModule
+from ltsft.training.several import SeveralSources
 
 _Loaded = namedtuple("_Loaded", "missing_keys unexpected_keys")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from ltsft.sampled import SampledLayers
+from ltsft.training.sampled import SampledLayers
 
 
 class SupportModule(nn.Module):

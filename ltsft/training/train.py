@@ -23,15 +23,15 @@ from ltsft.base import Base, Roles, parameter_roles
 from ltsft.composition import composed
 from ltsft.config import LT_SFT, Recipe
 from ltsft.config import Phase as PhaseSettings
-from ltsft.consistent import drop_first_stage, keep_first_stage
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.methods import AdapterMethod, Method, SupportMethod, method_named
 from ltsft.objectives import Objective
-from ltsft.phase import Phase, PhaseResult, run_phase, write_tensors
 from ltsft.precision import DETAIL, autocast, keep_threads
-from ltsft.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
-from ltsft.settling import settle_numerics
 from ltsft.sft import SFT, Diff, Kind
+from ltsft.training.consistent import drop_first_stage, keep_first_stage
+from ltsft.training.phase import Phase, PhaseResult, run_phase, write_tensors
+from ltsft.training.processes import is_first_of_node, is_first_process, join_processes, wait_for_all
+from ltsft.training.settling import settle_numerics
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def train_sft(
 
     Started again on the same folder after a kill, it goes on from the last whole checkpoint and, on CPU, ends with the
     same SFT bit for bit. It keeps the precision and the number of threads that it was begun with. A precision that the
-    device would emulate gives way to float32; `details["numerics"]` says what was used (`ltsft.settling`).
+    device would emulate gives way to float32; `details["numerics"]` says what was used (`ltsft.training.settling`).
 
     Args:
         base: the base.

@@ -12,7 +12,7 @@ WHOLE = "whole.json"
 """The file of a checkpoint that is written last: sizes of all others."""
 
 NUMERICS = "numerics.json"
-"""What a training computes in (ltsft/settling.py); part of each of its checkpoints."""
+"""What a training computes in (ltsft/training/settling.py); part of each of its checkpoints."""
 
 _PHASES = {"head": 0, "full": 1, "sparse": 3}
 """Where each phase stands in an iteration; 2 is the selection."""

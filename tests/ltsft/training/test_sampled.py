@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltsft.optim import SupportModule
-from ltsft.sampled import DENSEST, SampledLayers
+from ltsft.training.optim import SupportModule
+from ltsft.training.sampled import DENSEST, SampledLayers
 
 
 class Model(nn.Module):

@@ -12,9 +12,9 @@ import torch
 from ltsft.base import Base, load_base
 from ltsft.composition.compose import composed
 from ltsft.errors import TrainingError
-from ltsft.several import FromLanguage, Mixture, SeveralSources, sampling_shares
 from ltsft.sft.sft import SFT
-from ltsft.train import TrainingData, train_sft
+from ltsft.training.several import FromLanguage, Mixture, SeveralSources, sampling_shares
+from ltsft.training.train import TrainingData, train_sft
 
 SHARES = {"aa": 0.75, "bb": 0.25}
 

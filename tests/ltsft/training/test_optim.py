@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltsft.optim import SupportModule
+from ltsft.training.optim import SupportModule
 
 STEPS = 6
 MICRO_BATCHES = 2

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertForMaskedLM
 
-from ltsft.dropout import attend, lean_dropout
 from ltsft.objectives.masked_lm import _CrossEntropy
+from ltsft.training.dropout import attend, lean_dropout
 
 DTYPES = [torch.float32, torch.bfloat16]
 
