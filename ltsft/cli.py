@@ -33,7 +33,7 @@ from ltsft.console import (
 
 if TYPE_CHECKING:
     from ltsft.composition import Weight
-    from ltsft.matrix import Matrix
+    from ltsft.evaluation import Matrix
     from tasks.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -109,7 +109,7 @@ def run(
 
 
 def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None:
-    from ltsft.matrix import matrix_text
+    from ltsft.evaluation import matrix_text
     from tasks.saved_views import VIEWS
 
     if as_json:
@@ -202,7 +202,7 @@ def _name_and_count(argument: str) -> tuple[str, int]:
 def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json: AsJson = False) -> None:
     """Check an SFT folder and show what it is, and where it changes the base."""
     with told_errors():
-        from ltsft.interference import sparsity
+        from ltsft.evaluation import sparsity
         from ltsft.sft import load_sft, read_manifest
 
         loaded = load_sft(sft)
@@ -240,7 +240,7 @@ def compare(
     if len(sfts) < 2:
         fail(f"compare takes two SFT folders or more, got {len(sfts)}")
     with told_errors():
-        from ltsft.interference import interference
+        from ltsft.evaluation import interference
         from ltsft.sft import load_sft
 
         loaded = [load_sft(folder) for folder in sfts]

@@ -1,6 +1,6 @@
 """Methods against each other: scores over seeds and languages, and how sure one may be of each difference.
 
-What is resampled is said at `ltsft.paired`: the sentences of each test set and the seeds; not the languages.
+What is resampled is said at `ltsft.evaluation.paired`: the sentences of each test set and the seeds; not the languages.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ltsft.errors import ConfigError
-from ltsft.matrix import percent, points
-from ltsft.paired import Interval, Outcomes, interval_of, resampled_differences
+from ltsft.evaluation import Interval, Outcomes, interval_of, percent, points, resampled_differences
 from ltsft.tables import csv_table, markdown_table, text_table
 
 __all__ = ["Comparison", "ComparisonRow", "MethodScores", "compare_methods"]

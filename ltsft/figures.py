@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from rich.cells import cell_len
 
 from ltsft.errors import ConfigError
-from ltsft.matrix import COLUMNS, Cell, Matrix, MatrixLanguage, percent, points, role, shown_columns, title_of
+from ltsft.evaluation import COLUMNS, Cell, Matrix, MatrixLanguage, percent, points, role, shown_columns, title_of
 
 INK, FAINT, PAPER, MISSING = "#1b1f24", "#57606a", "#ffffff", "#eef0f2"
 BAR, LINE = "#3b5b92", "#b35806"

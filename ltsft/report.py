@@ -1,6 +1,7 @@
 """The report: one HTML page with the matrix, the plots and the notes of a run; it needs no network and no other file.
 
-This module also gathers what a caller needs to make one: the matrix (`ltsft.matrix`) and the plots (`ltsft.figures`).
+This module also gathers what a caller needs to make one: the matrix (`ltsft.evaluation.matrix`) and the plots
+(`ltsft.figures`).
 """
 
 from __future__ import annotations
@@ -14,17 +15,7 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from ltsft.figures import (
-    MEASURES,
-    Pair,
-    colours,
-    density_figure,
-    gain_norm,
-    interference_figure,
-    matrix_figure,
-    score_norm,
-)
-from ltsft.matrix import (
+from ltsft.evaluation import (
     COLUMNS,
     LEGEND,
     Cell,
@@ -42,6 +33,16 @@ from ltsft.matrix import (
     title_of,
     titles_beside,
     unit,
+)
+from ltsft.figures import (
+    MEASURES,
+    Pair,
+    colours,
+    density_figure,
+    gain_norm,
+    interference_figure,
+    matrix_figure,
+    score_norm,
 )
 
 __all__ = [

@@ -8,8 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from ltsft.errors import ConfigError
-from ltsft.matrix import percent, points
-from ltsft.paired import Interval, Outcomes, interval_of, resampled_differences
+from ltsft.evaluation import Interval, Outcomes, interval_of, percent, points, resampled_differences
 from ltsft.tables import csv_table, markdown_table, text_table
 
 __all__ = ["LOSS_CHANGE", "MEASURES", "DensityPoint", "DensitySweep", "ScoredCell", "sweep_points"]

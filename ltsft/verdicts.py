@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ltsft.config import ReleaseGate
-from ltsft.paired import Outcomes, PairedDifference, paired_bootstrap
+from ltsft.evaluation import Outcomes, PairedDifference, paired_bootstrap
 
 __all__ = ["Canary", "Measured", "Verdict", "has_passed", "judge"]
 

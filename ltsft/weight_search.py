@@ -9,7 +9,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
-from ltsft.matrix import percent, points
+from ltsft.evaluation import percent, points
 from ltsft.tables import csv_table, markdown_table, text_table
 
 __all__ = ["Setting", "WeightSearch", "grid_of"]

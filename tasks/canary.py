@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltsft.errors import ReleaseError
-from ltsft.paired import Outcomes
+from ltsft.evaluation import Outcomes
 from ltsft.serving.answers import Reader
 from ltsft.verdicts import Canary
 

@@ -19,15 +19,13 @@ from prefect.logging import get_run_logger
 from ltsft.base import Base
 from ltsft.config import Precision, Source, TargetTask
 from ltsft.data import cached_examples, fingerprint
+from ltsft.evaluation import CellData, Matrix, Scorer, interference, matrix_markdown
 from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.heap import return_memory
-from ltsft.interference import interference
-from ltsft.matrix import Matrix, matrix_markdown
 from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES, MaskedLM
 from ltsft.project import Step, language_subject, task_subject
 from ltsft.report import Plot, html_page
-from ltsft.scoring import CellData, Scorer
 from ltsft.sft import SFT
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.preparing import labelled_rows, target_objective

@@ -23,8 +23,8 @@ from ltsft.comparison import Comparison
 from ltsft.composition import Part
 from ltsft.config import TargetTask
 from ltsft.errors import ConfigError, ServiceError
+from ltsft.evaluation import Outcomes
 from ltsft.methods import method_named
-from ltsft.paired import Outcomes
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from ltsft.sweep import DensitySweep, ScoredCell
 from tasks.evaluation import OUTCOMES, target_scorer

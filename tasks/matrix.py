@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltsft.config import LT_SFT, TargetTask
-from ltsft.matrix import Cell, Matrix, MatrixLanguage
+from ltsft.evaluation import Cell, Matrix, MatrixLanguage
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import Plan, Step, cell_subject
 from tasks.records import Record, canonical_json

@@ -29,7 +29,7 @@ LOG_SECONDS = 30.0
 AWAY_SECONDS = 60.0
 """How long a service that is away is left alone: each attempt makes the training wait."""
 _SHOWN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "ltsft", "tasks", "flows")
-_SAID_ONCE = ("ltsft.training.settling", "ltsft.scoring")
+_SAID_ONCE = ("ltsft.training.settling", "ltsft.evaluation.scoring")
 _BARS: ContextVar[tuple[Bars, TaskID] | None] = ContextVar("bars", default=None)
 
 

@@ -21,8 +21,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ltsft.composition import shown_weight
 from ltsft.errors import ConfigError, ReleaseError, ServiceError
-from ltsft.interference import interference
-from ltsft.paired import Outcomes
+from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
 from ltsft.release import Composition, Slot, load_parts
 from ltsft.serving.readers import READERS

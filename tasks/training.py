@@ -14,9 +14,9 @@ from prefect.runtime import flow_run
 
 from ltsft.config import LabelledData, TargetTask
 from ltsft.errors import InterruptedTraining
+from ltsft.evaluation import sparsity
 from ltsft.figures import density_figure
 from ltsft.heap import return_memory
-from ltsft.interference import sparsity
 from ltsft.methods import budget, method_named
 from ltsft.precision import numerics_of, summarise
 from ltsft.project import Language, Step, language_subject

@@ -34,7 +34,7 @@ SFT.
 """
 
 SCORING = 3
-"""Version of `ltsft.scoring` and of all that it uses, part of the key of every cell: raised likewise."""
+"""Version of `ltsft.evaluation.scoring` and of all that it uses, part of the key of every cell: raised likewise."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ import torch
 from ltsft.base import Base, load_base
 from ltsft.config.recipe import Precision
 from ltsft.errors import InterruptedTraining, TrainingError
+from ltsft.evaluation.scoring import Scorer
 from ltsft.precision import Numerics, is_native, numerics_of, summarise, usable_precision
-from ltsft.scoring import Scorer
 from ltsft.sft.card import write_card
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT

@@ -12,22 +12,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ltsft.errors import ConfigError
-from ltsft.figures import colours
-from ltsft.matrix import percent, points, summary
-from ltsft.report import (
-    Cell,
-    Matrix,
-    MatrixLanguage,
-    Note,
-    Pair,
-    Plot,
-    density_figure,
-    html_page,
-    interference_figure,
-    matrix_figure,
-    matrix_markdown,
-    matrix_text,
-)
+from ltsft.evaluation.matrix import Cell, Matrix, MatrixLanguage, matrix_markdown, matrix_text, percent, points, summary
+from ltsft.figures import Pair, colours, density_figure, interference_figure, matrix_figure
+from ltsft.report import Note, Plot, html_page
 
 ROWS = {  # language: (task only, composed, seen)
     "fo": (0.40, 0.60, False),

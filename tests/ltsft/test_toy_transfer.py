@@ -14,10 +14,10 @@ from ltsft.composition.compose import composed
 from ltsft.config.recipe import Phase, Recipe
 from ltsft.config.source import Source
 from ltsft.data.sources import read_rows, read_text
+from ltsft.evaluation.paired import Outcomes, interval_of, resampled_differences
+from ltsft.evaluation.scoring import as_outcomes
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
-from ltsft.paired import Outcomes, interval_of, resampled_differences
-from ltsft.scoring import as_outcomes
 from ltsft.sft.sft import SFT
 from ltsft.toy import make_toy
 from ltsft.toy_config import BASE, BaseSettings, ToyConfig

@@ -19,7 +19,7 @@ from ltsft.composition.compose import composed, export_composition
 from ltsft.composition.resident import Resident
 from ltsft.composition.rules import RULES
 from ltsft.errors import BaseModelError, CompositionError, ConfigError, SFTFileError
-from ltsft.interference import interference
+from ltsft.evaluation.weight_interference import interference
 from ltsft.methods.bottleneck import matching_width
 from ltsft.methods.low_rank import matching_rank
 from ltsft.methods.registry import as_diffs

@@ -16,7 +16,7 @@ from ltsft.base import Base, load_base, parameter_roles
 from ltsft.composition.compose import composed
 from ltsft.config.recipe import Phase
 from ltsft.errors import ConfigError, TrainingError
-from ltsft.interference import interference
+from ltsft.evaluation.weight_interference import interference
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
 from ltsft.training.train import Progress, TrainingData, derive_seed, train_sft

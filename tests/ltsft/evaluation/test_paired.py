@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltsft.errors import ConfigError
-from ltsft.paired import paired_bootstrap
+from ltsft.evaluation.paired import paired_bootstrap
 
 CANDIDATE = np.array([[3, 4], [1, 5], [2, 2], [0, 3]])
 CHAMPION = np.array([[1, 4], [3, 5], [1, 2], [0, 3]])

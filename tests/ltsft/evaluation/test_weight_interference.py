@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltsft.errors import CompositionError
-from ltsft.interference import interference, parameter_group, parameter_layer, sparsity
+from ltsft.evaluation.weight_interference import interference, parameter_group, parameter_layer, sparsity
 from ltsft.sft.sft import SFT, BaseRef, Diff
 
 SHAPES = {

@@ -12,8 +12,8 @@ import torch
 from ltsft.base import Base, load_base
 from ltsft.composition.compose import composed
 from ltsft.errors import CompositionError
+from ltsft.evaluation.scoring import CellData, CellScore, Scorer
 from ltsft.objectives.token_classification import TokenClassification, most_frequent
-from ltsft.scoring import CellData, CellScore, Scorer
 from ltsft.sft.sft import SFT
 from ltsft.training.train import train_sft
 

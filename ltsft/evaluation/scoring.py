@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from ltsft.base import Base
 from ltsft.composition import Part, Resident
 from ltsft.config import PartWeights, Precision
-from ltsft.interference import interference
+from ltsft.evaluation.paired import Outcomes
+from ltsft.evaluation.weight_interference import interference
 from ltsft.methods import method_named
 from ltsft.objectives import Evaluation, MaskedLM, TargetObjective
-from ltsft.paired import Outcomes
 from ltsft.precision import WORDS, autocast, describe_device, usable_precision
 from ltsft.sft import SFT
 
