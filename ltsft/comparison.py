@@ -13,7 +13,7 @@ from typing import Any
 
 from ltsft.errors import ConfigError
 from ltsft.evaluation import Interval, Outcomes, interval_of, percent, points, resampled_differences
-from ltsft.tables import csv_table, markdown_table, text_table
+from ltsft.report import csv_table, markdown_table, text_table
 
 __all__ = ["Comparison", "ComparisonRow", "MethodScores", "compare_methods"]
 

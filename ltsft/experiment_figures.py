@@ -1,6 +1,6 @@
 """Plots of experiments: densities against score, interference and overfitting; methods against a reference.
 
-Drawn as in ``ltsft/figures.py``: no pyplot, no display, colours that read the same with any colour vision.
+Drawn as in ``ltsft/report/figures.py``: no pyplot, no display, colours that read the same with any colour vision.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from ltsft.comparison import MEAN, Comparison
-from ltsft.figures import BAR, FAINT, INK, LINE, PAPER
+from ltsft.report import BAR, FAINT, INK, LINE, PAPER
 from ltsft.sweep import LOSS_CHANGE, DensityPoint, DensitySweep
 
 __all__ = ["comparison_figure", "sweep_figure"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ltsft.errors import ConfigError
 from ltsft.evaluation import Interval, Outcomes, interval_of, percent, points, resampled_differences
-from ltsft.tables import csv_table, markdown_table, text_table
+from ltsft.report import csv_table, markdown_table, text_table
 
 __all__ = ["LOSS_CHANGE", "MEASURES", "DensityPoint", "DensitySweep", "ScoredCell", "sweep_points"]
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ltsft.evaluation import percent, points
-from ltsft.tables import csv_table, markdown_table, text_table
+from ltsft.report import csv_table, markdown_table, text_table
 
 __all__ = ["Setting", "WeightSearch", "grid_of"]
 

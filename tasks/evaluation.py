@@ -20,12 +20,11 @@ from ltsft.base import Base
 from ltsft.config import Precision, Source, TargetTask
 from ltsft.data import cached_examples, fingerprint
 from ltsft.evaluation import CellData, Matrix, Scorer, interference, matrix_markdown
-from ltsft.figures import Pair, interference_figure, matrix_figure
 from ltsft.heap import return_memory
 from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES, MaskedLM
 from ltsft.project import Step, language_subject, task_subject
-from ltsft.report import Plot, html_page
+from ltsft.report import Pair, Plot, html_page, interference_figure, matrix_figure
 from ltsft.sft import SFT
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.preparing import labelled_rows, target_objective

@@ -15,11 +15,11 @@ from prefect.runtime import flow_run
 from ltsft.config import LabelledData, TargetTask
 from ltsft.errors import InterruptedTraining
 from ltsft.evaluation import sparsity
-from ltsft.figures import density_figure
 from ltsft.heap import return_memory
 from ltsft.methods import budget, method_named
 from ltsft.precision import numerics_of, summarise
 from ltsft.project import Language, Step, language_subject
+from ltsft.report import density_figure
 from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft
 from ltsft.training import Progress, TrainingData, train_sft
 from tasks.launching import refuse_if_crashed

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from ltsft.errors import ConfigError
 from ltsft.evaluation.matrix import Cell, Matrix, MatrixLanguage, matrix_markdown, matrix_text, percent, points, summary
-from ltsft.figures import Pair, colours, density_figure, interference_figure, matrix_figure
-from ltsft.report import Note, Plot, html_page
+from ltsft.report.figures import Pair, colours, density_figure, interference_figure, matrix_figure
+from ltsft.report.page import Note, Plot, html_page
 
 ROWS = {  # language: (task only, composed, seen)
     "fo": (0.40, 0.60, False),

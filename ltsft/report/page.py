@@ -1,7 +1,7 @@
 """The report: one HTML page with the matrix, the plots and the notes of a run; it needs no network and no other file.
 
 This module also gathers what a caller needs to make one: the matrix (`ltsft.evaluation.matrix`) and the plots
-(`ltsft.figures`).
+(`ltsft.report.figures`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ltsft.evaluation import (
     titles_beside,
     unit,
 )
-from ltsft.figures import (
+from ltsft.report.figures import (
     MEASURES,
     Pair,
     colours,

@@ -1,0 +1,14 @@
+from ltsft.report.figures import BAR as BAR
+from ltsft.report.figures import FAINT as FAINT
+from ltsft.report.figures import INK as INK
+from ltsft.report.figures import LINE as LINE
+from ltsft.report.figures import PAPER as PAPER
+from ltsft.report.figures import Pair as Pair
+from ltsft.report.figures import density_figure as density_figure
+from ltsft.report.figures import interference_figure as interference_figure
+from ltsft.report.figures import matrix_figure as matrix_figure
+from ltsft.report.page import Plot as Plot
+from ltsft.report.page import html_page as html_page
+from ltsft.report.tables import csv_table as csv_table
+from ltsft.report.tables import markdown_table as markdown_table
+from ltsft.report.tables import text_table as text_table
