@@ -16,8 +16,7 @@ from prefect.states import Completed, Failed
 
 from ltsft.errors import LtsftError, ReleaseError
 from ltsft.project import ProjectRef
-from ltsft.release import Composition, Slot
-from ltsft.verdicts import Measured, has_passed
+from ltsft.release import Composition, Measured, Slot, has_passed
 from tasks.composing import compose_recipe
 from tasks.registry import CANDIDACY, VERDICT, open_registry
 from tasks.releases import (

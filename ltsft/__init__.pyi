@@ -3,9 +3,9 @@ from ltsft.composition.compose import composed as composed
 from ltsft.errors import ServiceError as ServiceError
 from ltsft.objectives.biaffine import load_parser as load_parser
 from ltsft.objectives.registry import model_of as model_of
-from ltsft.release import ComposedPart as ComposedPart
-from ltsft.release import Release as Release
-from ltsft.release import Slot as Slot
+from ltsft.release.release import ComposedPart as ComposedPart
+from ltsft.release.release import Release as Release
+from ltsft.release.release import Slot as Slot
 from ltsft.serving.answers import RefusedInputError as RefusedInputError
 from ltsft.serving.offline import OfflineModel as OfflineModel
 from ltsft.sft.files import load_sft as load_sft

@@ -8,10 +8,8 @@ from pathlib import Path
 from ltsft.base import Base, load_base
 from ltsft.composition import COMPOSITION_FILE, composed, export_composition
 from ltsft.errors import ConfigError, ReleaseError
-from ltsft.hub import push_folder
 from ltsft.objectives import OBJECTIVES
-from ltsft.onnx_export import export_onnx
-from ltsft.release import Composition, Slot, load_parts
+from ltsft.release import Composition, Slot, export_onnx, load_parts, push_folder
 from ltsft.serving.bundle import Bundle
 from ltsft.sft import MANIFEST_FILE
 from tasks.composing import compose_recipe

@@ -23,9 +23,8 @@ from ltsft.composition import shown_weight
 from ltsft.errors import ConfigError, ReleaseError, ServiceError
 from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
-from ltsft.release import Composition, Slot, load_parts
+from ltsft.release import Canary, Composition, Measured, Slot, Verdict, has_passed, judge, load_parts
 from ltsft.serving.readers import READERS
-from ltsft.verdicts import Canary, Measured, Verdict, has_passed, judge
 from tasks.canary import run_canary
 from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer

@@ -23,8 +23,8 @@ quiet_services()
 
 import flows.promote as promotion  # noqa: E402
 from ltsft.project.project import ProjectRef  # noqa: E402
-from ltsft.release import Composition, Slot  # noqa: E402
-from ltsft.verdicts import Canary  # noqa: E402
+from ltsft.release.release import Composition, Slot  # noqa: E402
+from ltsft.release.verdicts import Canary  # noqa: E402
 from tasks import registry as registering  # noqa: E402
 from tasks import releases, rollbacks  # noqa: E402
 from tasks.runs import RunHandle  # noqa: E402

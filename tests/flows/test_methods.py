@@ -14,7 +14,7 @@ from transformers import AutoModelForTokenClassification
 from ltsft.errors import ReleaseError
 from ltsft.methods.registry import METHODS
 from ltsft.project.project import ProjectRef
-from ltsft.release import Release, Slot
+from ltsft.release.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ltsft.base import load_base
 from ltsft.cli import app
-from ltsft.release import Release, Slot
+from ltsft.release.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
@@ -44,7 +44,7 @@ def ltsft(changeable_project: Path, prefect_server: None) -> Callable[..., Any]:
 def another_composition(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Make what is put forward another composition: the task SFT with another weight. The canary is not asked."""
     import flows.promote as promotion
-    from ltsft.verdicts import Canary
+    from ltsft.release.verdicts import Canary
 
     compose = promotion.compose_recipe
     monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
@@ -113,7 +113,7 @@ def test_onboarding_ends_with_candidates_and_leaves_what_is_live(
     import flows.promote as promotion
     from flows.onboard_language import onboard_language
     from ltsft.project.project import ProjectRef
-    from ltsft.verdicts import Canary
+    from ltsft.release.verdicts import Canary
 
     monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
     ref = ProjectRef(file=str(changeable_project), overrides=("gates.release.min_score=0.999",))
@@ -283,7 +283,7 @@ def test_retrain_releases_what_passes_its_gates_and_a_refusal_is_told_without_fa
     import flows.promote as promotion
     from flows.retrain import retrain
     from ltsft.project.project import ProjectRef
-    from ltsft.verdicts import Canary
+    from ltsft.release.verdicts import Canary
 
     monkeypatch.setattr(promotion, "ask_canary", lambda *_: Canary(True, 0.1, "a stand-in"))
     set_value(changeable_project, "gates.release", {"min_score": 0.99})

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from ltsft.cli import app
 from ltsft.project.project import ProjectRef
-from ltsft.release import Slot
+from ltsft.release.release import Slot
 from tasks.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
@@ -36,7 +36,7 @@ def released(
 ) -> Path:
     """A copy of the finished project with one release; the canary was not asked."""
     import flows.promote as promotion
-    from ltsft.verdicts import Canary
+    from ltsft.release.verdicts import Canary
 
     file = finished_project_in(tmp_path_factory.mktemp("released") / "project")
     with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,7 @@ import yaml
 from ltsft.objectives.biaffine import load_parser
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project.project import ProjectRef
-from ltsft.release import Slot
+from ltsft.release.release import Slot
 from ltsft.serving.app import create_app
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits

@@ -1,7 +1,7 @@
 """A model that was released before the modules moved into packages is loaded and asked.
 
 `released_before/` holds what a release left behind at version 0.1.0: the logged model with its copy of
-`composed_model.py`, the two SFTs that it names, and the base. Its copy imports `ltsft.errors`, `ltsft.release`,
+`composed_model.py`, the two SFTs that it names, and the base. Its copy imports `ltsft.errors`, `ltsft.release.release`,
 `ltsft.serving.answers` and `ltsft.serving.offline`: these paths are promises.
 """
 

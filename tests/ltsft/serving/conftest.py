@@ -12,7 +12,7 @@ import torch
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.errors import ServiceError
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot
+from ltsft.release.release import ComposedBase, ComposedPart, Composition, Release, Slot
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ltsft.base import Base
 from ltsft.objectives.token_classification import TokenClassification
-from ltsft.release import ComposedPart, Composition
+from ltsft.release.release import ComposedPart, Composition
 from ltsft.serving.answers import Input, RefusedInputError
 from ltsft.serving.limits import Limits
 from ltsft.serving.word_reader import TokenReader

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ltsft.release import Slot
+from ltsft.release.release import Slot
 from ltsft.serving.answers import Piece
 from ltsft.serving.batching import Batcher, FullError, Job, TooLateError
 from ltsft.serving.limits import Limits

@@ -17,7 +17,7 @@ import torch
 from ltsft.base import Base
 from ltsft.composition.compose import composed
 from ltsft.errors import CompositionError, LtsftError, ReleaseError, SFTFileError
-from ltsft.release import Composition, Release, parse_composition
+from ltsft.release.release import Composition, Release, parse_composition
 from ltsft.serving import encoder
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Admitted, Engine, group_pieces

@@ -22,8 +22,8 @@ from ltsft.composition.fitting import Part
 from ltsft.errors import CompositionError
 from ltsft.objectives.biaffine import load_parser
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.onnx_export import ONNX_FILE, export_onnx
-from ltsft.release import Composition, load_parts
+from ltsft.release.onnx_export import ONNX_FILE, export_onnx
+from ltsft.release.release import Composition, load_parts
 
 IDS = torch.tensor([[2, 9, 17, 30, 3], [2, 8, 3, 0, 0]])
 MASK = (IDS > 0).long()

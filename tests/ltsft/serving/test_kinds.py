@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from ltsft.base import Base
 from ltsft.composition.compose import composed
 from ltsft.objectives.registry import OBJECTIVES
-from ltsft.release import Release
+from ltsft.release.release import Release
 from ltsft.serving.answers import Input, Output, RefusedInputError
 from ltsft.serving.app import create_app
 from ltsft.serving.engine import Admitted, Engine

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ltsft.errors import ReleaseError, ServiceError
-from ltsft.release import Slot
+from ltsft.release.release import Slot
 from ltsft.serving.answers import Input, OtherFormError
 from ltsft.serving.bundle import Bundle
 from ltsft.serving.engine import Engine

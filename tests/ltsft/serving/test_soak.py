@@ -12,7 +12,7 @@ import httpx
 import pytest
 import uvicorn
 
-from ltsft.release import Release, Slot
+from ltsft.release.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.app import create_app
 from ltsft.serving.engine import Engine

@@ -9,10 +9,10 @@ import onnxruntime
 import pytest
 import torch
 
-from ltsft import onnx_export
 from ltsft.base import load_base
 from ltsft.errors import CompositionError
-from ltsft.onnx_export import ONNX_FILE, export_onnx
+from ltsft.release import onnx_export
+from ltsft.release.onnx_export import ONNX_FILE, export_onnx
 
 
 def test_the_exported_model_gives_the_logits_of_the_composed_one_in_any_shape(tiny_base: Path, tmp_path: Path) -> None:

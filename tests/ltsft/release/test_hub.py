@@ -10,7 +10,7 @@ import pytest
 from hub_api import TOKEN, Hub, serving
 
 from ltsft.errors import ConfigError, ServiceError, SFTFileError
-from ltsft.hub import push_folder
+from ltsft.release.hub import push_folder
 from ltsft.sft.files import load_sft, save_sft
 
 

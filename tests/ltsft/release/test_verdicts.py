@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ltsft.config.gates import ReleaseGate
-from ltsft.verdicts import Canary, Measured, has_passed, judge
+from ltsft.release.verdicts import Canary, Measured, has_passed, judge
 
 GATE = ReleaseGate(resamples=500)
 

@@ -1,0 +1,16 @@
+from ltsft.release.hub import push_folder as push_folder
+from ltsft.release.onnx_export import export_onnx as export_onnx
+from ltsft.release.release import ComposedBase as ComposedBase
+from ltsft.release.release import ComposedPart as ComposedPart
+from ltsft.release.release import Composition as Composition
+from ltsft.release.release import Release as Release
+from ltsft.release.release import ReleaseSource as ReleaseSource
+from ltsft.release.release import Slot as Slot
+from ltsft.release.release import check_part as check_part
+from ltsft.release.release import load_parts as load_parts
+from ltsft.release.release import parse_composition as parse_composition
+from ltsft.release.verdicts import Canary as Canary
+from ltsft.release.verdicts import Measured as Measured
+from ltsft.release.verdicts import Verdict as Verdict
+from ltsft.release.verdicts import has_passed as has_passed
+from ltsft.release.verdicts import judge as judge
