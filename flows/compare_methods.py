@@ -15,9 +15,8 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
 from flows.making import experiment_state, make_cells
-from ltsft.comparison import Comparison, MethodScores
-from ltsft.comparison import compare_methods as compare
-from ltsft.experiment_figures import comparison_figure
+from ltsft.experiments import Comparison, MethodScores, comparison_figure
+from ltsft.experiments import compare_methods as compare
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
 from tasks.experiments import Reported, cell_steps, chosen_tasks, log_experiment, method_variant, read_cells

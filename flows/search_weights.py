@@ -12,8 +12,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from ltsft.experiments import grid_of
 from ltsft.project import ProjectRef
-from ltsft.weight_search import grid_of
 from tasks.experiments import chosen_tasks
 from tasks.weight_search import search
 from tasks.workspace import open_workspace

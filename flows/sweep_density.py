@@ -16,10 +16,9 @@ from prefect.logging import get_run_logger
 
 from flows.making import experiment_state, make_cells
 from ltsft.errors import LtsftError
-from ltsft.experiment_figures import sweep_figure
+from ltsft.experiments import DensitySweep, ScoredCell, sweep_figure, sweep_points
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
-from ltsft.sweep import DensitySweep, ScoredCell, sweep_points
 from tasks.experiments import (
     Reported,
     cell_steps,

@@ -19,14 +19,13 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from ltsft.comparison import Comparison
 from ltsft.composition import Part
 from ltsft.config import TargetTask
 from ltsft.errors import ConfigError, ServiceError
 from ltsft.evaluation import Outcomes
+from ltsft.experiments import Comparison, DensitySweep, ScoredCell
 from ltsft.methods import method_named
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
-from ltsft.sweep import DensitySweep, ScoredCell
 from tasks.evaluation import OUTCOMES, target_scorer
 from tasks.preparing import split_examples, target_objective
 from tasks.progress import artifact_key

@@ -14,10 +14,10 @@ from ltsft.composition import RULES, Part
 from ltsft.config import TargetTask
 from ltsft.data import fingerprint
 from ltsft.errors import ConfigError
+from ltsft.experiments import Setting, WeightSearch
 from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import language_subject, task_subject
-from ltsft.weight_search import Setting, WeightSearch
 from tasks.evaluation import labelled_examples, target_scorer
 from tasks.experiments import VERSION, hash_of_parts
 from tasks.progress import artifact_key, show

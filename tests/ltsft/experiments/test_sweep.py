@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ltsft.errors import ConfigError
-from ltsft.experiment_figures import sweep_figure
-from ltsft.sweep import DensitySweep, ScoredCell, sweep_points
+from ltsft.experiments.figures import sweep_figure
+from ltsft.experiments.sweep import DensitySweep, ScoredCell, sweep_points
 
 
 def cell(score: float, overlap: float, *, seeds: int = 2) -> ScoredCell:

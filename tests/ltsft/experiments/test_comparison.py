@@ -8,10 +8,10 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ltsft.comparison import Comparison, MethodScores, compare_methods
 from ltsft.errors import ConfigError
 from ltsft.evaluation.paired import interval_of, resampled_differences
-from ltsft.experiment_figures import comparison_figure
+from ltsft.experiments.comparison import Comparison, MethodScores, compare_methods
+from ltsft.experiments.figures import comparison_figure
 
 OURS = [np.array([[3, 4], [1, 5], [2, 3]]), np.array([[4, 4], [1, 2], [0, 3]])]
 THEIRS = [np.array([[1, 4], [3, 5], [1, 2]]), np.array([[4, 4], [2, 5], [1, 3]])]

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from ltsft.comparison import MEAN, Comparison
+from ltsft.experiments.comparison import MEAN, Comparison
+from ltsft.experiments.sweep import LOSS_CHANGE, DensityPoint, DensitySweep
 from ltsft.report import BAR, FAINT, INK, LINE, PAPER
-from ltsft.sweep import LOSS_CHANGE, DensityPoint, DensitySweep
 
 __all__ = ["comparison_figure", "sweep_figure"]
 

@@ -1,0 +1,11 @@
+from ltsft.experiments.comparison import Comparison as Comparison
+from ltsft.experiments.comparison import MethodScores as MethodScores
+from ltsft.experiments.comparison import compare_methods as compare_methods
+from ltsft.experiments.figures import comparison_figure as comparison_figure
+from ltsft.experiments.figures import sweep_figure as sweep_figure
+from ltsft.experiments.sweep import DensitySweep as DensitySweep
+from ltsft.experiments.sweep import ScoredCell as ScoredCell
+from ltsft.experiments.sweep import sweep_points as sweep_points
+from ltsft.experiments.weight_search import Setting as Setting
+from ltsft.experiments.weight_search import WeightSearch as WeightSearch
+from ltsft.experiments.weight_search import grid_of as grid_of
