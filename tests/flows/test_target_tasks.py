@@ -22,8 +22,8 @@ from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics
 from ltsft.serving.readers import READERS
 from ltsft.serving.service import Service
-from ltsft.toy import write_family
-from ltsft.toy_config import ToyConfig
+from ltsft.toy.family import write_family
+from ltsft.toy.settings import ToyConfig
 from tasks.matrix import read_matrix
 from tasks.preparing import labelled_rows
 from tasks.registry import Registry

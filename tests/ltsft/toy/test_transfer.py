@@ -19,8 +19,8 @@ from ltsft.evaluation.scoring import as_outcomes
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TaggedPiece, TokenClassification
 from ltsft.sft.sft import SFT
-from ltsft.toy import make_toy
-from ltsft.toy_config import BASE, BaseSettings, ToyConfig
+from ltsft.toy.family import make_toy
+from ltsft.toy.settings import BASE, BaseSettings, ToyConfig
 from ltsft.training.train import TrainingData, train_sft
 
 LABELS = (

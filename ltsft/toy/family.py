@@ -20,19 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from ltsft.toy_config import BASE, ToyConfig
-from ltsft.toy_grammar import (
-    Grammar,
-    Node,
-    Shares,
-    ToyLanguage,
-    Word,
-    conllu,
-    draw_family,
-    plain_text,
-    say,
-)
-from ltsft.toy_labels import conll, entailment_pairs, questions
+from ltsft.toy.grammar import Grammar, Node, Shares, ToyLanguage, Word, conllu, draw_family, plain_text, say
+from ltsft.toy.labels import conll, entailment_pairs, questions
+from ltsft.toy.settings import BASE, ToyConfig
 
 VERSION = 2
 """Version of the procedure: raised when the same config would give other files."""
@@ -71,7 +61,7 @@ def make_toy(folder: str | Path, config: ToyConfig | None = None, *, on_progress
     (folder / STAMP).unlink(missing_ok=True)
     tell(f"{folder}: writing {config.seen + config.unseen} artificial languages")
     family = write_family(folder, config)
-    from ltsft.toy_base import pretrain_base  # torch is slow to import, and not needed where all is there
+    from ltsft.toy.pretraining import pretrain_base  # torch is slow to import, and not needed where all is there
 
     identity = _identity(config)
     work = folder / f"pretraining-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}"

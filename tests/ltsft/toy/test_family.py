@@ -18,14 +18,14 @@ from ltsft.data.sources import Row, read_rows
 from ltsft.data.text_measures import Line, measure_text
 from ltsft.errors import ConfigError
 from ltsft.project.project import load_project
-from ltsft.toy import SPLITS, STAMP, make_toy, toy_family, write_family
-from ltsft.toy_base import build_tokenizer
-from ltsft.toy_config import BASE, BaseSettings, ToyConfig
-from ltsft.toy_grammar import AFFIXES, CLOSED_CLASSES, ORDERS
+from ltsft.toy.family import SPLITS, STAMP, make_toy, toy_family, write_family
+from ltsft.toy.grammar import AFFIXES, CLOSED_CLASSES, ORDERS
+from ltsft.toy.pretraining import build_tokenizer
+from ltsft.toy.settings import BASE, BaseSettings, ToyConfig
 
 SMALL = ToyConfig(seed=3, seen=3, unseen=2, text_lines=300, train=60, dev=20, test=40)
 CODES = (*SMALL.seen_codes, *SMALL.unseen_codes)
-TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+TOY = Path(__file__).parents[3] / "configs" / "toy.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_making_what_is_there_needs_no_torch(tmp_path: Path) -> None:
     config = replace(SMALL, text_lines=100, base=BaseSettings(hidden=16, layers=1, heads=2, steps=1, batch_size=4))
     make_toy(tmp_path, config)
     code = (
-        "import sys; from ltsft.toy import make_toy; from ltsft.toy_config import BaseSettings, ToyConfig\n"
+        "import sys; from ltsft.toy.family import make_toy; from ltsft.toy.settings import BaseSettings, ToyConfig\n"
         f"make_toy({str(tmp_path)!r}, {config!r})\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -18,8 +18,8 @@ from ltsft.config import Phase as PhaseSettings
 from ltsft.config import Recipe, Source
 from ltsft.data import read_text
 from ltsft.objectives import MaskedLM, pack_text, split_held_out
-from ltsft.toy_config import BASE, BaseSettings, ToyConfig
-from ltsft.toy_grammar import MARKS, ToyLanguage
+from ltsft.toy.grammar import MARKS, ToyLanguage
+from ltsft.toy.settings import BASE, BaseSettings, ToyConfig
 from ltsft.training import Phase, run_phase
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -1,11 +1,11 @@
-"""What settles a toy family and its base (`ltsft.toy`)."""
+"""What settles a toy family and its base (`ltsft.toy.family`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from ltsft.errors import ConfigError
-from ltsft.toy_grammar import CLOSED_CLASSES
+from ltsft.toy.grammar import CLOSED_CLASSES
 
 BASE = "base"
 """Folder of the base in that of the family."""

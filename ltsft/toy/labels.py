@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 
-from ltsft.toy_grammar import Node, ToyLanguage, Word, plain_text, say
+from ltsft.toy.grammar import Node, ToyLanguage, Word, plain_text, say
 
 ENTITIES = ("NAME", "THING")
 ENTAILMENT = ("entailment", "neutral", "contradiction")

@@ -1,0 +1,1 @@
+from ltsft.toy.family import make_toy as make_toy
