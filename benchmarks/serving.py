@@ -33,14 +33,21 @@ from ltsft.composition import composed
 from ltsft.heap import return_memory
 from ltsft.objectives import padded
 from ltsft.release import ComposedBase, ComposedPart, Composition, Release, Slot
-from ltsft.serving.answers import Output, Piece
-from ltsft.serving.batching import Batcher, Job
-from ltsft.serving.encoder import Encoder
-from ltsft.serving.engine import Admitted, Engine, group_pieces
-from ltsft.serving.limits import Limits
-from ltsft.serving.metrics import resident_bytes
-from ltsft.serving.packed import Unpacked
-from ltsft.serving.word_reader import TokenPiece, TokenReader
+from ltsft.serving import (
+    Admitted,
+    Batcher,
+    Encoder,
+    Engine,
+    Job,
+    Limits,
+    Output,
+    Piece,
+    TokenPiece,
+    TokenReader,
+    Unpacked,
+    group_pieces,
+    resident_bytes,
+)
 from ltsft.sft import SFT
 
 LANGUAGES = 40

@@ -159,7 +159,7 @@ def push(
 ) -> None:
     """Push an SFT or an exported composition to the Hugging Face hub (with the token of HF_TOKEN)."""
     with told_errors():
-        from tasks.exports import push_folder
+        from ltsft.release import push_folder
 
         wrote = push_folder(sft, repository, is_private=not public)
     console().print(f"pushed to {escaped(wrote)}", soft_wrap=True)

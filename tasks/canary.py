@@ -18,7 +18,7 @@ from typing import Any
 from ltsft.errors import ReleaseError
 from ltsft.evaluation import Outcomes
 from ltsft.release import Canary
-from ltsft.serving.answers import Reader
+from ltsft.serving import Reader
 
 _TOLERATED = 0.02  # share of what is counted that may come out otherwise: another batch shape rounds otherwise
 

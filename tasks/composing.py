@@ -13,7 +13,7 @@ from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
-from ltsft.serving.readers import READERS
+from ltsft.serving import READERS
 from ltsft.sft import read_manifest
 from tasks.preparing import labelled_rows
 from tasks.pyfunc import save_pyfunc

@@ -10,7 +10,7 @@ from ltsft.composition import COMPOSITION_FILE, composed, export_composition
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.objectives import OBJECTIVES
 from ltsft.release import Composition, Slot, export_onnx, load_parts, push_folder
-from ltsft.serving.bundle import Bundle
+from ltsft.serving import Bundle
 from ltsft.sft import MANIFEST_FILE
 from tasks.composing import compose_recipe
 from tasks.registry import Registry

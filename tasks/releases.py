@@ -24,7 +24,7 @@ from ltsft.errors import ConfigError, ReleaseError, ServiceError
 from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
 from ltsft.release import Canary, Composition, Measured, Slot, Verdict, has_passed, judge, load_parts
-from ltsft.serving.readers import READERS
+from ltsft.serving import READERS
 from tasks.canary import run_canary
 from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer

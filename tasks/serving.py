@@ -9,13 +9,7 @@ from ltsft.base import load_base, locate_base
 from ltsft.errors import ServiceError
 from ltsft.project import ProjectRef
 from ltsft.release import ComposedPart, Release, Slot
-from ltsft.serving.app import create_app
-from ltsft.serving.bundle import Bundle
-from ltsft.serving.engine import Engine
-from ltsft.serving.guard import ApiKeys
-from ltsft.serving.metrics import Metrics
-from ltsft.serving.server import add_traces, serve_app
-from ltsft.serving.service import Service
+from ltsft.serving import ApiKeys, Bundle, Engine, Metrics, Service, add_traces, create_app, serve_app
 from tasks.credentials import check_credentials, read_api_keys
 from tasks.registry import Registry
 from tasks.settings import read_limits

@@ -27,7 +27,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ltsft.errors import ConfigError
-from ltsft.serving.limits import Limits
+from ltsft.serving import Limits
 from tasks.credentials import check_credentials
 
 _SERVE = "LTSFT_SERVE_"

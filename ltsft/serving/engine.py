@@ -26,7 +26,7 @@ from ltsft.serving.encoder import Encoder, PackedPart, PackedSFT
 from ltsft.serving.heads import with_head
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import Unpacked
-from ltsft.serving.readers import reader_of
+from ltsft.serving.readers.registry import reader_of
 from ltsft.sft import SFT, load_sft
 
 __all__ = ["Admitted", "Engine", "group_pieces"]

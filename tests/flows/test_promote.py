@@ -226,7 +226,7 @@ def test_the_canary_tells_what_does_not_load_what_is_missing_and_what_answers_wr
     finished_project: Path, opened: Open
 ) -> None:
     from ltsft.data.conll import TaggedRow
-    from ltsft.serving.word_reader import TokenReader
+    from ltsft.serving.readers.words import TokenReader
     from tasks.canary import compare, run_canary
 
     workspace = opened(finished_project)

@@ -23,11 +23,11 @@ from ltsft.errors import ReleaseError
 from ltsft.project.project import ProjectRef
 from ltsft.release.release import Slot
 from ltsft.release.verdicts import Canary
-from ltsft.serving.app import create_app
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics, resident_bytes
 from ltsft.serving.service import Service
+from ltsft.serving.web.app import create_app
 from tasks import rollbacks
 from tasks.serving import RegistrySource
 from tasks.workspace import Workspace, open_workspace

@@ -16,12 +16,12 @@ from ltsft.objectives.biaffine import load_parser
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.project.project import ProjectRef
 from ltsft.release.release import Slot
-from ltsft.serving.app import create_app
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics
-from ltsft.serving.readers import READERS
+from ltsft.serving.readers.registry import READERS
 from ltsft.serving.service import Service
+from ltsft.serving.web.app import create_app
 from ltsft.toy.family import write_family
 from ltsft.toy.settings import ToyConfig
 from tasks.matrix import read_matrix

@@ -15,7 +15,7 @@ from ltsft.objectives.token_classification import TokenClassification
 from ltsft.release.release import ComposedPart, Composition
 from ltsft.serving.answers import Input, RefusedInputError
 from ltsft.serving.limits import Limits
-from ltsft.serving.word_reader import TokenReader
+from ltsft.serving.readers.words import TokenReader
 from ltsft.serving.words import split_words
 
 LABELS = ("NOUN", "VERB", "ADJ", "PUNCT")

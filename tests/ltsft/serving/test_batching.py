@@ -15,7 +15,7 @@ from ltsft.release.release import Slot
 from ltsft.serving.answers import Piece
 from ltsft.serving.batching import Batcher, FullError, Job, TooLateError
 from ltsft.serving.limits import Limits
-from ltsft.serving.word_reader import TokenPiece
+from ltsft.serving.readers.words import TokenPiece
 
 A, B, C = (Slot(code, "pos") for code in ("aa", "bb", "cc"))
 

@@ -23,8 +23,8 @@ from ltsft.serving.answers import Input
 from ltsft.serving.engine import Admitted, Engine, group_pieces
 from ltsft.serving.limits import Limits
 from ltsft.serving.packed import PackedColumn, PackedDiffs, Unpacked, unpack_columns
+from ltsft.serving.readers.words import TokenPiece
 from ltsft.serving.rows import RowDiffs, word_embedding
-from ltsft.serving.word_reader import TokenPiece
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import Diff
 

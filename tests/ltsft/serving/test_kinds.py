@@ -15,11 +15,11 @@ from ltsft.composition.compose import composed
 from ltsft.objectives.registry import OBJECTIVES
 from ltsft.release.release import Release
 from ltsft.serving.answers import Input, Output, RefusedInputError
-from ltsft.serving.app import create_app
 from ltsft.serving.engine import Admitted, Engine
 from ltsft.serving.limits import Limits
-from ltsft.serving.readers import reader_of
+from ltsft.serving.readers.registry import reader_of
 from ltsft.serving.service import Service
+from ltsft.serving.web.app import create_app
 from ltsft.sft.files import load_sft
 
 TEXT, OTHER = "bako dedas gilik .", "gilik dedas ."

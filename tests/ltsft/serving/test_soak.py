@@ -14,10 +14,10 @@ import uvicorn
 
 from ltsft.release.release import Release, Slot
 from ltsft.serving.answers import Input
-from ltsft.serving.app import create_app
 from ltsft.serving.engine import Engine
 from ltsft.serving.metrics import resident_bytes
 from ltsft.serving.service import Service
+from ltsft.serving.web.app import create_app
 
 CONNECTIONS = 8
 TEXTS = ("bako dedas .", "gilik", "dedas bako gilik bako dedas . bako", "bako gilik .")

@@ -12,10 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from ltsft.serving.app import create_app
-from ltsft.serving.guard import ApiKeys
-from ltsft.serving.server import add_traces
 from ltsft.serving.service import Service
+from ltsft.serving.web.app import create_app
+from ltsft.serving.web.guard import ApiKeys
+from ltsft.serving.web.server import add_traces
 
 KEY = "a-key-of-sixteen-or-more"
 

@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ltsft.errors import ConfigError
-from ltsft.serving.guard import problem
 from ltsft.serving.service import Service
+from ltsft.serving.web.guard import problem
 
 __all__ = ["add_traces", "serve_app"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ltsft.serving import server
-from ltsft.serving.app import create_app
 from ltsft.serving.service import Service
+from ltsft.serving.web import server
+from ltsft.serving.web.app import create_app
 
 HEADER_SECONDS = 1.0
 FAR = 30.0

@@ -17,9 +17,9 @@ from openapi_spec_validator import validate
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import negative_data_rejection
 
-from ltsft.serving.app import create_app
-from ltsft.serving.guard import ApiKeys
 from ltsft.serving.service import Service
+from ltsft.serving.web.app import create_app
+from ltsft.serving.web.guard import ApiKeys
 
 KEY = "a-key-of-sixteen-or-more"
 JSON = {"content-type": "application/json"}

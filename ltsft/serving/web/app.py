@@ -15,10 +15,11 @@ from starlette.exceptions import HTTPException
 from ltsft.release import Slot
 from ltsft.serving.answers import Input, OtherFormError, RefusedInputError
 from ltsft.serving.batching import FullError, TooLateError
-from ltsft.serving.docs_page import docs_page
-from ltsft.serving.guard import ApiKeys, Guard, problem
 from ltsft.serving.limits import Limits
-from ltsft.serving.schemas import (
+from ltsft.serving.service import Answer, Service, UnknownReleaseError
+from ltsft.serving.web.docs_page import docs_page
+from ltsft.serving.web.guard import ApiKeys, Guard, problem
+from ltsft.serving.web.schemas import (
     AddressedPair,
     AddressedQuestion,
     AddressedText,
@@ -36,7 +37,6 @@ from ltsft.serving.schemas import (
     Texts,
     Words,
 )
-from ltsft.serving.service import Answer, Service, UnknownReleaseError
 
 __all__ = ["create_app"]
 

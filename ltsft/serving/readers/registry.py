@@ -8,10 +8,10 @@ from ltsft.errors import ReleaseError
 from ltsft.release import Composition
 from ltsft.serving.answers import Reader
 from ltsft.serving.limits import Limits
-from ltsft.serving.question_reader import QuestionReader
-from ltsft.serving.text_reader import TextReader
-from ltsft.serving.tree_reader import TreeReader
-from ltsft.serving.word_reader import EntityReader, TokenReader
+from ltsft.serving.readers.questions import QuestionReader
+from ltsft.serving.readers.texts import TextReader
+from ltsft.serving.readers.trees import TreeReader
+from ltsft.serving.readers.words import EntityReader, TokenReader
 
 __all__ = ["READERS", "reader_of"]
 

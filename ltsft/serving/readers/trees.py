@@ -22,8 +22,8 @@ from ltsft.serving.answers import (
     refuse_long,
 )
 from ltsft.serving.limits import Limits
+from ltsft.serving.readers.words import refuse_other_words
 from ltsft.serving.results import ParsedResult, ParsedWord, Result
-from ltsft.serving.word_reader import refuse_other_words
 
 __all__ = ["TreeReader"]
 

@@ -1,0 +1,1 @@
+"""How each objective is served: an input becomes pieces, and outputs become a result."""
