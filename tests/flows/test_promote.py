@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from ltsft.base import load_base
-from ltsft.cli import app
+from ltsft.cli.main import app
 from ltsft.release.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine

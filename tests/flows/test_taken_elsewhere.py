@@ -21,7 +21,7 @@ from hub_api import TOKEN, Hub, serving
 from transformers import AutoModelForTokenClassification
 from typer.testing import CliRunner
 
-from ltsft.cli import app
+from ltsft.cli.main import app
 from ltsft.project.project import ProjectRef
 from ltsft.release.release import Slot
 from tasks.workspace import Workspace, open_workspace

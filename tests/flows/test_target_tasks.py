@@ -120,7 +120,7 @@ def test_every_objective_goes_through_the_loop_and_a_bad_row_stops_its_own_targe
 
     from typer.testing import CliRunner
 
-    from ltsft.cli import app
+    from ltsft.cli.main import app
 
     parts = [workspace.tracker.download(workspace.made(s), "sft") for s in ("language qaa", "task dp qaa seed 1")]
     out = tmp_path / "parser"

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(file for room in ("ltsft", "tasks", "flows") for file in (ROOT / room).rglob("*.py"))
-ENTRY_POINTS = {"ltsft/cli.py", "ltsft/cli_experiments.py", "ltsft/cli_flows.py", "ltsft/cli_release.py"}
+ENTRY_POINTS = {"ltsft/cli/main.py", "ltsft/cli/experiments.py", "ltsft/cli/flows.py", "ltsft/cli/release.py"}
 SERVICES = {"prefect", "mlflow", "boto3", "botocore", "great_expectations"}
 ONLY_IMPORTERS = {
     "mlflow": {

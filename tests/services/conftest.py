@@ -65,7 +65,7 @@ class Rig:
 
     def bootstrap(self, project: str, *options: str) -> list[str]:
         """Run `ltsft bootstrap` for a project; gives the lines that it printed."""
-        from ltsft.cli import app
+        from ltsft.cli.main import app
 
         arguments = ["bootstrap", str(self.projects[project]), "--root", str(self.folder / "root")]
         arguments += ["--pool-type=process", f"--app-folder={ROOT}", f"--zombie-seconds={ZOMBIE_SECONDS}", *options]

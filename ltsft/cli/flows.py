@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ltsft.console import fail, fail_run
+from ltsft.cli.console import fail, fail_run
 
 if TYPE_CHECKING:
     from tasks.local_flows import FlowEnd

@@ -1,4 +1,4 @@
-"""The commands of a release: promote, rollback, releases, export, push, serve. Thin, as in `ltsft/cli.py`."""
+"""The commands of a release: promote, rollback, releases, export, push, serve. Thin, as in `ltsft/cli/main.py`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ltsft.cli_flows import print_end, run_flow
-from ltsft.console import (
+from ltsft.cli.console import (
     AsJson,
     BaseOption,
     DataRoot,
@@ -22,6 +21,7 @@ from ltsft.console import (
     project_ref,
     told_errors,
 )
+from ltsft.cli.flows import print_end, run_flow
 
 releasing = typer.Typer()
 

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ltsft.cli_experiments import experimenting
-from ltsft.cli_flows import run_flow, wants_bars
-from ltsft.cli_release import releasing
-from ltsft.console import (
+from ltsft.cli.console import (
     AsJson,
     BaseOption,
     DataRoot,
@@ -30,6 +27,9 @@ from ltsft.console import (
     project_ref,
     told_errors,
 )
+from ltsft.cli.experiments import experimenting
+from ltsft.cli.flows import run_flow, wants_bars
+from ltsft.cli.release import releasing
 
 if TYPE_CHECKING:
     from ltsft.composition import Weight
@@ -340,7 +340,3 @@ def _id_and_revision(base: str) -> tuple[str, str | None]:
         return base, None
     identifier, _, revision = base.partition("@")
     return identifier, revision or None
-
-
-if __name__ == "__main__":
-    app()

@@ -1,4 +1,4 @@
-"""The commands of experiments: sweep-density, compare-methods, search-weights. Thin, as in `ltsft/cli.py`."""
+"""The commands of experiments: sweep-density, compare-methods, search-weights. Thin, as in `ltsft/cli/main.py`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ltsft.cli_flows import print_end, run_flow, wants_bars
-from ltsft.console import (
-    BaseOption,
-    DataRoot,
-    MethodOption,
-    Overrides,
-    ProjectFile,
-    fail,
-    project_ref,
-    told_errors,
-)
+from ltsft.cli.console import BaseOption, DataRoot, MethodOption, Overrides, ProjectFile, fail, project_ref, told_errors
+from ltsft.cli.flows import print_end, run_flow, wants_bars
 
 experimenting = typer.Typer()
 

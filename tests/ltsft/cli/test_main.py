@@ -18,7 +18,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from ltsft.base import load_base
-from ltsft.cli import app
+from ltsft.cli.main import app
 from ltsft.composition.compose import composed
 from ltsft.project.project import ProjectRef
 from ltsft.sft.files import load_sft
@@ -70,7 +70,7 @@ def test_plan_as_json_is_data_and_nothing_else(call: Call, tiny_project: Path) -
 def test_run_of_what_is_up_to_date_starts_no_prefect_and_prints_the_matrix(
     call: Call, finished_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltsft.cli.run_flow", lambda *_, **__: pytest.fail("a flow was started"))
+    monkeypatch.setattr("ltsft.cli.main.run_flow", lambda *_, **__: pytest.fail("a flow was started"))
 
     result = call("run", finished_project)
 

@@ -1,0 +1,1 @@
+from ltsft.cli.main import app as app
