@@ -14,8 +14,7 @@ import yaml
 from benchmarks.bases import LABELS, save_base, size_of
 from benchmarks.figures import Report, main
 from ltsft.project import ProjectRef
-from tasks.records import Child
-from tasks.tracking import Tracker
+from tasks.tracking import Child, Tracker
 from tasks.workspace import Workspace, open_workspace
 
 SFT_METRICS, CELL_METRICS, MATRIX_METRICS = 60, 40, 6

@@ -32,7 +32,7 @@ from tasks.releases import (
     put_forward,
     wanted_slots,
 )
-from tasks.runs import RunHandle
+from tasks.tracking import RunHandle
 from tasks.workspace import Workspace, open_workspace
 
 TRIES = 5

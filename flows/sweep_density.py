@@ -29,7 +29,7 @@ from tasks.experiments import (
     read_cells,
 )
 from tasks.progress import show
-from tasks.records import Child
+from tasks.tracking import Child
 from tasks.workspace import open_workspace
 
 

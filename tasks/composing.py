@@ -18,7 +18,7 @@ from ltsft.sft import read_manifest
 from tasks.preparing import labelled_rows
 from tasks.pyfunc import save_pyfunc
 from tasks.registry import MODEL
-from tasks.runs import RunHandle
+from tasks.tracking import RunHandle
 from tasks.workspace import SFT_FOLDER, Workspace
 
 COMPOSITION_FILE = "composition.json"

@@ -29,9 +29,8 @@ from ltsft.sft import SFT
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.preparing import labelled_rows, target_objective
 from tasks.progress import artifact_key
-from tasks.records import Child
 from tasks.retries import is_service_away
-from tasks.runs import RunHandle
+from tasks.tracking import Child, RunHandle
 from tasks.workspace import HELD_OUT, Workspace
 
 OUTCOMES = "outcomes"

@@ -29,8 +29,8 @@ from ltsft.project import Project, ProjectRef, Step, language_subject, task_subj
 from tasks.evaluation import OUTCOMES, target_scorer
 from tasks.preparing import split_examples, target_objective
 from tasks.progress import artifact_key
-from tasks.records import Child, Record, canonical_json
 from tasks.retries import is_service_away
+from tasks.tracking import Child, Record, canonical_json
 from tasks.workspace import Workspace
 
 VERSION = 1

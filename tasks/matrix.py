@@ -15,7 +15,7 @@ from ltsft.config import LT_SFT, TargetTask
 from ltsft.evaluation import Cell, Matrix, MatrixLanguage
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import Plan, Step, cell_subject
-from tasks.records import Record, canonical_json
+from tasks.tracking import Record, canonical_json
 from tasks.workspace import Workspace
 
 PAGE = "report.html"

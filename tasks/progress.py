@@ -22,7 +22,7 @@ from rich.progress import Progress as Bars
 
 from ltsft.errors import ServiceError
 from ltsft.training import Progress
-from tasks.runs import RunHandle
+from tasks.tracking import RunHandle
 
 FLUSH_SECONDS = 5.0
 LOG_SECONDS = 30.0

@@ -34,9 +34,8 @@ from ltsft.errors import ServiceError
 from tasks.cluster import Job, delete_job
 from tasks.deployed import TAG
 from tasks.launching import has_crashed, reschedule_crashed
-from tasks.records import OpenRun
 from tasks.signs import last_signs, silent
-from tasks.tracking import Tracker
+from tasks.tracking import OpenRun, Tracker
 
 CLUSTER = "kubernetes"
 """Type of the pools whose runs are pods."""

@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltsft.errors import ReleaseError, ServiceError
 from ltsft.release import ComposedPart, Composition, Release, Slot, parse_composition
-from tasks.database import patiently
-from tasks.records import KIND, SUBJECT, from_milliseconds, join_text, split_text
-from tasks.tracking import Tracker
+from tasks.tracking import KIND, SUBJECT, Tracker, from_milliseconds, join_text, patiently, split_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

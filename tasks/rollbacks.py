@@ -9,7 +9,6 @@ from prefect.cache_policies import NO_CACHE
 
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.release import Slot
-from tasks.records import canonical_json, user_name
 from tasks.registry import (
     CHAMPION,
     FROM_VERSION,
@@ -25,7 +24,7 @@ from tasks.registry import (
 )
 from tasks.releases import hash_of, move_lock
 from tasks.retries import is_service_away
-from tasks.runs import RunHandle
+from tasks.tracking import RunHandle, canonical_json, user_name
 from tasks.workspace import Workspace
 
 WITHDRAW = "none"

@@ -26,10 +26,10 @@ from tasks.launching import refuse_if_crashed
 from tasks.preparing import language_training, task_training
 from tasks.progress import ProgressReporter
 from tasks.retries import is_service_away
-from tasks.runs import RunHandle
 from tasks.settings import read_settings
 from tasks.stopping import run_stoppable
 from tasks.together import Job, train_together
+from tasks.tracking import RunHandle
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 

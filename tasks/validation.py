@@ -18,7 +18,7 @@ from ltsft.objectives import OBJECTIVES, read_labelled
 from ltsft.project import Language, Step
 from tasks.progress import artifact_key
 from tasks.quality import GateResult, validate_labelled, validate_text
-from tasks.runs import RunHandle
+from tasks.tracking import RunHandle
 from tasks.workspace import REPORT_FOLDER, Workspace
 
 

@@ -21,16 +21,12 @@ from ltsft.project import Fingerprints, Plan, Project, ProjectRef, Step, make_pl
 from ltsft.sft import SFT, load_sft
 from ltsft.training import check_augmentations
 from tasks.checkpoints import Checkpoints
-from tasks.descriptions import describe
 from tasks.inbox import inbox_overrides
-from tasks.inputs import inputs_of
 from tasks.leases import Lease, leased
 from tasks.logs import drop_tracebacks_of_verdicts
-from tasks.records import FLOW_RUN
-from tasks.runs import RunHandle
 from tasks.settings import read_settings
 from tasks.storage import Bucket
-from tasks.tracking import Tracker
+from tasks.tracking import FLOW_RUN, RunHandle, Tracker, describe, inputs_of
 
 SFT_FOLDER = "sft"
 REPORT_FOLDER = "validation"

@@ -110,7 +110,7 @@ def run(
 
 def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None:
     from ltsft.evaluation import matrix_text
-    from tasks.saved_views import VIEWS
+    from tasks.tracking import VIEWS
 
     if as_json:
         print(json.dumps(asdict(matrix), indent=2, default=str))

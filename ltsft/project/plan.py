@@ -59,7 +59,7 @@ class Fingerprints:
 
 
 class Existing(Protocol):
-    """What the plan needs to know of a product that exists; `tasks.records.Record` is one."""
+    """What the plan needs to know of a product that exists; `tasks.tracking.records.Record` is one."""
 
     @property
     def run_id(self) -> str: ...  # noqa: D102

@@ -216,7 +216,7 @@ class Rig:
         return Bucket("s3://ltsft") / yaml.safe_load(project.read_text())["name"]
 
     def tracker(self, project: Path) -> Any:
-        from tasks.tracking import Tracker
+        from tasks.tracking.tracker import Tracker
 
         return Tracker(self.mlflow.url, experiment=yaml.safe_load(project.read_text())["name"])
 

@@ -27,8 +27,8 @@ from ltsft.release.release import Composition, Slot  # noqa: E402
 from ltsft.release.verdicts import Canary  # noqa: E402
 from tasks import registry as registering  # noqa: E402
 from tasks import releases, rollbacks  # noqa: E402
-from tasks.runs import RunHandle  # noqa: E402
-from tasks.tracking import Tracker  # noqa: E402
+from tasks.tracking.runs import RunHandle  # noqa: E402
+from tasks.tracking.tracker import Tracker  # noqa: E402
 from tasks.workspace import Workspace, open_workspace  # noqa: E402
 
 SLOT = Slot("bb", "pos")

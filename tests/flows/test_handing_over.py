@@ -17,9 +17,9 @@ import yaml
 from ltsft.errors import ConflictError
 from ltsft.project.plan import language_subject
 from ltsft.project.project import ProjectRef
-from tasks.records import FAILURE
 from tasks.settings import read_settings
 from tasks.storage import Bucket
+from tasks.tracking.records import FAILURE
 from tasks.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration

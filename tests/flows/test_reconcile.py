@@ -26,8 +26,8 @@ from prefect.workers.process import ProcessWorker
 
 from ltsft.project.project import ProjectRef
 from tasks.deployed import TAG
-from tasks.records import FLOW_RUN
 from tasks.signs import HEARTBEAT, last_signs, silent
+from tasks.tracking.records import FLOW_RUN
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration

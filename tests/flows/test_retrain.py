@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
 
 from ltsft.sft.files import load_sft
 from tasks.matrix import read_matrix
-from tasks.records import Record
+from tasks.tracking.records import Record
 from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -101,7 +101,7 @@ def test_a_task_sft_names_its_parent_by_run(finished: Workspace) -> None:
 
 
 def test_the_runs_name_the_commit_of_the_code(finished: Workspace) -> None:
-    from tasks.records import COMMIT, git_tags
+    from tasks.tracking.records import COMMIT, git_tags
 
     if COMMIT not in git_tags(Path.cwd()):
         pytest.skip("this is no git checkout")

@@ -28,7 +28,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The model in a new MLflow, with the SFTs that it names; runs have other ids there, as after any import."""
     from mlflow import MlflowClient
 
-    from tasks.database import create_sqlite
+    from tasks.tracking.database import create_sqlite
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     create_sqlite(uri)

@@ -85,7 +85,7 @@ def test_nobody_is_let_in_without_the_password(server: tuple[str, str], password
 def test_the_client_of_the_pods_writes_and_reads(
     server: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tasks.tracking import Tracker
+    from tasks.tracking.tracker import Tracker
 
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ltsft")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.cluster import Job
 from tasks.reconciliation import Actions, Run, decide
-from tasks.records import OpenRun
+from tasks.tracking.records import OpenRun
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 OLD, YOUNG = NOW - timedelta(minutes=20), NOW - timedelta(seconds=20)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.records import DESCRIPTION, NOTE
+from tasks.tracking.records import DESCRIPTION, NOTE
 
 __all__ = ["VIEWS", "SavedView", "description", "desk_tags", "link"]
 

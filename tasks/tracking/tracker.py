@@ -9,8 +9,8 @@ A *product* (an SFT, a cell, a matrix) is a run with the tag ``ltsft.key``; a FI
 
 Errors of MLflow, of its database and of its artifact store leave this file as `ServiceError`. Retries on network
 trouble are MLflow's own (``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` and friends, see docs/mlflow.md); a busy database is
-waited for (`tasks.database`). mlflow is imported when the first `Tracker` is made: it takes seconds, and reads the
-environment.
+waited for (`tasks.tracking.database`). mlflow is imported when the first `Tracker` is made: it takes seconds, and reads
+the environment.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock
 
 from ltsft.errors import ServiceError
-from tasks.connection import Connection
-from tasks.database import no_collection, patiently
-from tasks.inputs import DataInput
-from tasks.records import (
+from tasks.settings import Settings, read_settings
+from tasks.storage import Bucket, fetch_folder
+from tasks.tracking.connection import Connection
+from tasks.tracking.database import no_collection, patiently
+from tasks.tracking.inputs import DataInput
+from tasks.tracking.records import (
     ATTEMPTS,
     DESCRIPTION,
     FLOW_RUN,
@@ -58,10 +60,8 @@ from tasks.records import (
     split_text,
     user_name,
 )
-from tasks.runs import RunHandle
-from tasks.saved_views import VIEWS, SavedView, link
-from tasks.settings import Settings, read_settings
-from tasks.storage import Bucket, fetch_folder
+from tasks.tracking.runs import RunHandle
+from tasks.tracking.saved_views import VIEWS, SavedView, link
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -15,12 +15,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from ltsft.errors import ServiceError, TrainingError, ValidationError
-from tasks.records import Child, canonical_json, flatten_params, git_tags
-from tasks.runs import RunHandle
 from tasks.settings import quiet_services
-from tasks.tracking import Tracker
+from tasks.tracking.records import Child, canonical_json, flatten_params, git_tags
+from tasks.tracking.runs import RunHandle
+from tasks.tracking.tracker import Tracker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_is_continued_and_not_doubled(tracker: Tracker, tm
     code = """
 import sys, time
 from tasks.settings import quiet_services; quiet_services()
-from tasks.tracking import Tracker
+from tasks.tracking.tracker import Tracker
 tracker = Tracker(sys.argv[1], experiment="toy")
 run = tracker.open_run(name="language fo", kind="language", subject="language fo", key="k1", parts={}, params={"a": 1})
 for step in (10, 20, 30):
@@ -189,7 +189,7 @@ def test_the_newest_attempt_decides_whether_a_subject_failed(tracker: Tracker) -
 def test_records_are_all_products_newest_first_over_several_pages(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.tracking._PAGE", 2)
+    monkeypatch.setattr("tasks.tracking.tracker._PAGE", 2)
     for i in range(5):
         open_fo(tracker, key=f"k{i}", kind="cell" if i % 2 else "language").finish()
     open_fo(tracker, key="unfinished")
@@ -206,7 +206,7 @@ def test_what_finished_since_the_last_reading_is_listed_and_what_was_deleted_is_
     open_fo(tracker_of(tmp_path), key="k1").finish()  # as another process would
     assert [r.key for r in tracker.records()] == ["k1", "k0"]
     tracker.client.delete_run(first.run_id)
-    monkeypatch.setattr("tasks.tracking._FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.tracking.tracker._FRESH_SECONDS", 0.0)
     assert [r.key for r in tracker.records()] == ["k1"]
 
 
@@ -248,7 +248,7 @@ def test_two_processes_create_the_store_and_log_at_the_same_time(tmp_path: Path)
     code = """
 import sys
 from tasks.settings import quiet_services; quiet_services()
-from tasks.tracking import Tracker
+from tasks.tracking.tracker import Tracker
 uri, who = sys.argv[1:]
 tracker = Tracker(uri, experiment="toy")
 for i in range(5):

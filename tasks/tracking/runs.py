@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ltsft.errors import ConflictError, LtsftError, ServiceError
-from tasks.connection import Connection
-from tasks.records import DESCRIPTION, FAILURE, FAILURE_TYPE, NOTE, flatten_params
 from tasks.storage import Bucket, publish
+from tasks.tracking.connection import Connection
+from tasks.tracking.records import DESCRIPTION, FAILURE, FAILURE_TYPE, NOTE, flatten_params
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

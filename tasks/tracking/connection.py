@@ -12,9 +12,9 @@ from functools import partial
 from typing import Any
 
 from ltsft.errors import LtsftError, ServiceError
-from tasks.database import create_sqlite, patiently
-from tasks.records import NOT_FINITE, cut_tags
-from tasks.saved_views import desk_tags
+from tasks.tracking.database import create_sqlite, patiently
+from tasks.tracking.records import NOT_FINITE, cut_tags
+from tasks.tracking.saved_views import desk_tags
 
 _METRIC_BATCH, _OTHER_BATCH = 1000, 100  # MLflow's limits for one log_batch
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tasks.inputs import DataInput
-from tasks.runs import RunHandle
-from tasks.saved_views import VIEWS, desk_tags
-from tasks.tracking import Tracker
+from tasks.tracking.inputs import DataInput
+from tasks.tracking.runs import RunHandle
+from tasks.tracking.saved_views import VIEWS, desk_tags
+from tasks.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.integration
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

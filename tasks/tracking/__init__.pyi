@@ -1,0 +1,17 @@
+from tasks.tracking.database import patiently as patiently
+from tasks.tracking.descriptions import describe as describe
+from tasks.tracking.inputs import inputs_of as inputs_of
+from tasks.tracking.records import FLOW_RUN as FLOW_RUN
+from tasks.tracking.records import KIND as KIND
+from tasks.tracking.records import SUBJECT as SUBJECT
+from tasks.tracking.records import Child as Child
+from tasks.tracking.records import OpenRun as OpenRun
+from tasks.tracking.records import Record as Record
+from tasks.tracking.records import canonical_json as canonical_json
+from tasks.tracking.records import from_milliseconds as from_milliseconds
+from tasks.tracking.records import join_text as join_text
+from tasks.tracking.records import split_text as split_text
+from tasks.tracking.records import user_name as user_name
+from tasks.tracking.runs import RunHandle as RunHandle
+from tasks.tracking.saved_views import VIEWS as VIEWS
+from tasks.tracking.tracker import Tracker as Tracker
