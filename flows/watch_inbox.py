@@ -12,8 +12,7 @@ from prefect.logging import get_run_logger
 
 from ltsft.errors import ConfigError
 from ltsft.project import ProjectRef
-from tasks.announcing import announce
-from tasks.inbox import mark_announced, notice
+from tasks.arrivals import announce, mark_announced, notice
 from tasks.settings import read_settings
 from tasks.workspace import open_workspace
 

@@ -17,7 +17,7 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 
-from tasks.announcing import PROJECT_LABEL
+from tasks.arrivals import PROJECT_LABEL
 from tasks.changes import Change, Doing
 from tasks.deployed import TAG, project_tag
 

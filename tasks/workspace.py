@@ -20,8 +20,8 @@ from ltsft.errors import TrainingError
 from ltsft.project import Fingerprints, Plan, Project, ProjectRef, Step, make_plan
 from ltsft.sft import SFT, load_sft
 from ltsft.training import check_augmentations
+from tasks.arrivals import inbox_overrides
 from tasks.checkpoints import Checkpoints
-from tasks.inbox import inbox_overrides
 from tasks.leases import Lease, leased
 from tasks.logs import drop_tracebacks_of_verdicts
 from tasks.settings import read_settings

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ltsft.project.project import ProjectRef, load_project
-from tasks.inbox import inbox_overrides, mark_announced, notice, read_register
+from tasks.arrivals.inbox import inbox_overrides, mark_announced, notice, read_register
 from tasks.storage import Bucket
 
 pytestmark = pytest.mark.integration
@@ -41,7 +41,7 @@ def test_an_upload_that_is_not_finished_and_what_is_no_text_are_left(
 ) -> None:
     put(bucket, fo__a_dot_txt="x\n", yo__notes_dot_pdf="x", known__a_dot_txt="x\n", READMEmd="x")
     bucket.put("inbox/b.a.d/x.txt", b"x\n")
-    caplog.set_level(logging.WARNING, logger="tasks.inbox")
+    caplog.set_level(logging.WARNING, logger="tasks.arrivals.inbox")
 
     assert notice(bucket, known=["known"], quiet_seconds=600) == []
     assert notice(bucket, known=["known"], quiet_seconds=0)[0].code == "fo"

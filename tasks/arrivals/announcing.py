@@ -8,7 +8,7 @@ from prefect.events.schemas.events import Event, Resource
 
 from ltsft.errors import ServiceError
 from ltsft.project import ProjectRef
-from tasks.inbox import Arrival
+from tasks.arrivals.inbox import Arrival
 
 TEXT_ARRIVED = "ltsft.text.arrived"
 PROJECT_LABEL = "ltsft.project"
