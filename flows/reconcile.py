@@ -15,8 +15,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from ltsft.project import ProjectRef
-from tasks.cluster import read_jobs
-from tasks.reconciliation import apply, decide, find_silent, has_cluster, read_runs
+from tasks.orchestration import apply, decide, find_silent, has_cluster, read_jobs, read_runs
 from tasks.settings import read_settings
 from tasks.workspace import open_workspace
 

@@ -28,7 +28,7 @@ from tasks.experiments import (
     measure_fit,
     read_cells,
 )
-from tasks.progress import show
+from tasks.orchestration import show
 from tasks.tracking import Child
 from tasks.workspace import open_workspace
 

@@ -27,9 +27,8 @@ from ltsft.project import Step, language_subject, task_subject
 from ltsft.report import Pair, Plot, html_page, interference_figure, matrix_figure
 from ltsft.sft import SFT
 from tasks.matrix import PAGE, read_matrix, write_page
+from tasks.orchestration import artifact_key, is_service_away
 from tasks.preparing import labelled_rows, target_objective
-from tasks.progress import artifact_key
-from tasks.retries import is_service_away
 from tasks.tracking import Child, RunHandle
 from tasks.workspace import HELD_OUT, Workspace
 

@@ -27,9 +27,8 @@ from ltsft.experiments import Comparison, DensitySweep, ScoredCell
 from ltsft.methods import method_named
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from tasks.evaluation import OUTCOMES, target_scorer
+from tasks.orchestration import artifact_key, is_service_away
 from tasks.preparing import split_examples, target_objective
-from tasks.progress import artifact_key
-from tasks.retries import is_service_away
 from tasks.tracking import Child, Record, canonical_json
 from tasks.workspace import Workspace
 

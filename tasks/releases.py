@@ -28,6 +28,7 @@ from ltsft.serving import READERS
 from tasks.canary import run_canary
 from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
+from tasks.orchestration import is_service_away
 from tasks.preparing import labelled_rows, target_objective
 from tasks.registry import (
     CANDIDATE,
@@ -42,7 +43,6 @@ from tasks.registry import (
     open_registry,
     release_subject,
 )
-from tasks.retries import is_service_away
 from tasks.tracking import Record, RunHandle, canonical_json, user_name
 from tasks.workspace import HELD_OUT, Workspace
 

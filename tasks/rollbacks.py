@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.release import Slot
+from tasks.orchestration import is_service_away
 from tasks.registry import (
     CHAMPION,
     FROM_VERSION,
@@ -23,7 +24,6 @@ from tasks.registry import (
     version_before,
 )
 from tasks.releases import hash_of, move_lock
-from tasks.retries import is_service_away
 from tasks.tracking import RunHandle, canonical_json, user_name
 from tasks.workspace import Workspace
 

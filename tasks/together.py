@@ -282,8 +282,8 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    from tasks.orchestration import end_with_parent
     from tasks.settings import quiet_services
-    from tasks.stopping import end_with_parent
 
     quiet_services()
     end_with_parent()

@@ -22,12 +22,9 @@ from ltsft.project import Language, Step, language_subject
 from ltsft.report import density_figure
 from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft
 from ltsft.training import Progress, TrainingData, train_sft
-from tasks.launching import refuse_if_crashed
+from tasks.orchestration import ProgressReporter, is_service_away, refuse_if_crashed, run_stoppable
 from tasks.preparing import language_training, task_training
-from tasks.progress import ProgressReporter
-from tasks.retries import is_service_away
 from tasks.settings import read_settings
-from tasks.stopping import run_stoppable
 from tasks.together import Job, train_together
 from tasks.tracking import RunHandle
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace

@@ -16,7 +16,7 @@ from ltsft.config import LabelledData, Source, TargetTask
 from ltsft.data import RowError
 from ltsft.objectives import OBJECTIVES, read_labelled
 from ltsft.project import Language, Step
-from tasks.progress import artifact_key
+from tasks.orchestration import artifact_key
 from tasks.quality import GateResult, validate_labelled, validate_text
 from tasks.tracking import RunHandle
 from tasks.workspace import REPORT_FOLDER, Workspace

@@ -20,7 +20,7 @@ from ltsft.objectives import OBJECTIVES
 from ltsft.project import language_subject, task_subject
 from tasks.evaluation import labelled_examples, target_scorer
 from tasks.experiments import VERSION, hash_of_parts
-from tasks.progress import artifact_key, show
+from tasks.orchestration import artifact_key, show
 from tasks.workspace import Workspace
 
 

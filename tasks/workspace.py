@@ -23,7 +23,7 @@ from ltsft.training import check_augmentations
 from tasks.arrivals import inbox_overrides
 from tasks.checkpoints import Checkpoints
 from tasks.leases import Lease, leased
-from tasks.logs import drop_tracebacks_of_verdicts
+from tasks.orchestration import drop_tracebacks_of_verdicts
 from tasks.settings import read_settings
 from tasks.storage import Bucket
 from tasks.tracking import FLOW_RUN, RunHandle, Tracker, describe, inputs_of

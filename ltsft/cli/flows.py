@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ltsft.cli.console import fail, fail_run
 
 if TYPE_CHECKING:
-    from tasks.local_flows import FlowEnd
+    from tasks.orchestration import FlowEnd
 
 
 def wants_bars() -> bool:
@@ -24,8 +24,7 @@ def wants_bars() -> bool:
 
 def run_flow(flow: Callable[..., Any], *arguments: Any, has_bars: bool = False, **named: Any) -> FlowEnd:
     """Run a flow in this process and give its end."""
-    from tasks.local_flows import run_locally
-    from tasks.progress import shown_progress
+    from tasks.orchestration import run_locally, shown_progress
 
     with shown_progress() if has_bars else nullcontext():
         return run_locally(flow, *arguments, **named)

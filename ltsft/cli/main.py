@@ -160,7 +160,7 @@ def bootstrap(
 ) -> None:
     """Make Prefect, MLflow and the bucket ready for a project on a cluster; what is ready is not touched."""
     with told_errors():
-        from tasks.bootstrapping import bootstrap as make_ready
+        from tasks.orchestration import bootstrap as make_ready
 
         changes = make_ready(
             file,

@@ -147,7 +147,7 @@ WAIT = """
 import signal, time
 from prefect import flow
 from prefect.server.api.server import SubprocessASGIServer
-from tasks.local_flows import run_locally
+from tasks.orchestration.local_flows import run_locally
 
 @flow
 def wait():

@@ -25,8 +25,8 @@ from prefect.states import Cancelled, Completed, Pending, Running
 from prefect.workers.process import ProcessWorker
 
 from ltsft.project.project import ProjectRef
-from tasks.deployed import TAG
-from tasks.signs import HEARTBEAT, last_signs, silent
+from tasks.orchestration.deployed import TAG
+from tasks.orchestration.signs import HEARTBEAT, last_signs, silent
 from tasks.tracking.records import FLOW_RUN
 from tasks.workspace import Workspace
 

@@ -30,7 +30,7 @@ ONLY_IMPORTERS = {
     "great_expectations": {"tasks/quality.py"},
     "boto3": {"tasks/storage.py"},
     "botocore": {"tasks/storage.py"},
-    "yaml": {"ltsft/project/tree.py", "tasks/bootstrapping.py"},  # the project file; prefect.yaml
+    "yaml": {"ltsft/project/tree.py", "tasks/orchestration/bootstrapping.py"},  # the project file; prefect.yaml
     "pickle": {"ltsft/sft/torch_archive.py"},
 }
 NOT_IN_FLOWS = {"torch", "safetensors", "numpy", "transformers", "datasets"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ltsft.errors import ServiceError, ValidationError
-from tasks.logs import drop_tracebacks_of_verdicts
+from tasks.orchestration.logs import drop_tracebacks_of_verdicts
 
 
 def test_prefect_logs_the_traceback_of_a_bug_and_not_of_a_verdict() -> None:
@@ -35,7 +35,7 @@ def test_prefect_logs_the_traceback_of_a_bug_and_not_of_a_verdict() -> None:
 def test_only_a_service_that_is_away_is_tried_again() -> None:
     from prefect.states import Failed
 
-    from tasks.retries import is_service_away
+    from tasks.orchestration.retries import is_service_away
 
     assert is_service_away(None, None, Failed(data=ServiceError("away")))  # type: ignore[arg-type]
     assert not is_service_away(None, None, Failed(data=ValidationError("bad")))  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from prefect.events.schemas.automations import Automation, AutomationCore, Event
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 
 from tasks.arrivals import PROJECT_LABEL
-from tasks.changes import Change, Doing
-from tasks.deployed import TAG, project_tag
+from tasks.orchestration.changes import Change, Doing
+from tasks.orchestration.deployed import TAG, project_tag
 
 HEARTBEAT_SECONDS = 30
 """Of the flow runs in the pods; stands in infra/work-pools, too."""

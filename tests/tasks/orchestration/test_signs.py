@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 
-from tasks.signs import silent
+from tasks.orchestration.signs import silent
 
 pytestmark = pytest.mark.integration
 

@@ -18,13 +18,13 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Completed, Running
 
 from ltsft.errors import ConfigError
-from tasks.automations import HEARTBEAT_SECONDS, zombie_automation
-from tasks.bootstrapping import _where_runs_find, bootstrap
-from tasks.deploying import parse_schedule
+from tasks.orchestration.automations import HEARTBEAT_SECONDS, zombie_automation
+from tasks.orchestration.bootstrapping import _where_runs_find, bootstrap
+from tasks.orchestration.deploying import parse_schedule
 from tasks.settings import read_settings
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ONBOARD = "ltsft tiny: onboard a language when its text arrives"
 Write = Callable[..., None]
 

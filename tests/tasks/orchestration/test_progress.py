@@ -12,8 +12,8 @@ import pytest
 
 from ltsft.errors import ServiceError, TrainingError
 from ltsft.training.train import Progress
-from tasks import progress as module
-from tasks.progress import ProgressReporter, artifact_key, show, shown_progress
+from tasks.orchestration import progress as module
+from tasks.orchestration.progress import ProgressReporter, artifact_key, show, shown_progress
 
 
 class FakeRun:

@@ -8,7 +8,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from ltsft.errors import ConfigError, ServiceError
-from tasks.local_flows import run_locally
+from tasks.orchestration.local_flows import run_locally
 
 
 def unreachable(**_: object) -> None:

@@ -22,9 +22,9 @@ from prefect.workers.process import ProcessWorker
 
 from ltsft.errors import ConfigError, ServiceError
 from ltsft.project import Project, ProjectRef
-from tasks.automations import ZOMBIE_SECONDS, ensure_automation, zombie_automation
-from tasks.changes import Change, Doing
-from tasks.deploying import deploy, read_wanted
+from tasks.orchestration.automations import ZOMBIE_SECONDS, ensure_automation, zombie_automation
+from tasks.orchestration.changes import Change, Doing
+from tasks.orchestration.deploying import deploy, read_wanted
 from tasks.settings import Settings, read_settings
 from tasks.storage import Bucket
 from tasks.tracking import Tracker
@@ -57,7 +57,8 @@ def bootstrap(
             has the same tree in ``app_folder``; another one, where it is here.
         pool_limits: by pool, how many of its runs may run at once.
         pool_type: "kubernetes"; or "process", where a worker runs flows in its own container.
-        schedules: by deployment, another schedule than ``prefect.yaml`` says; see `tasks.deploying.parse_schedule`.
+        schedules: by deployment, another schedule than ``prefect.yaml`` says; see
+            `tasks.orchestration.deploying.parse_schedule`.
         zombie_seconds: a run that is silent for so long has crashed.
         dry_run: only say what would change.
 

@@ -33,9 +33,9 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
 from ltsft.errors import ConfigError
-from tasks.automations import ensure_automation, retire_automations, trigger_automation, trigger_name
-from tasks.changes import Change, Doing
-from tasks.deployed import TAG, deployment_name, project_tag
+from tasks.orchestration.automations import ensure_automation, retire_automations, trigger_automation, trigger_name
+from tasks.orchestration.changes import Change, Doing
+from tasks.orchestration.deployed import TAG, deployment_name, project_tag
 
 _ANCHOR = datetime(2026, 1, 1, tzinfo=UTC)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -42,7 +42,7 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     """
     _check_home()
     if PREFECT_API_URL.value() is None:
-        from tasks.ephemeral_server import EphemeralServer  # seconds of imports
+        from tasks.orchestration.ephemeral_server import EphemeralServer  # seconds of imports
 
         EphemeralServer()
     try:

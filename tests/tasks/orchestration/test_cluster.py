@@ -10,7 +10,7 @@ import httpx
 import pytest
 from kubernetes_api import Cluster
 
-from tasks.cluster import delete_job, read_jobs
+from tasks.orchestration.cluster import delete_job, read_jobs
 
 pytestmark = pytest.mark.integration
 WHY = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Crashed, Failed, Pending, Running, State
 
 from ltsft.errors import TrainingError
-from tasks.launching import Launch, launch_all, refuse_if_crashed
+from tasks.orchestration.launching import Launch, launch_all, refuse_if_crashed
 from tasks.settings import read_settings
 
 pytestmark = pytest.mark.integration

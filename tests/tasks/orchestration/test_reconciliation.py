@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tasks.cluster import Job
-from tasks.reconciliation import Actions, Run, decide
+from tasks.orchestration.cluster import Job
+from tasks.orchestration.reconciliation import Actions, Run, decide
 from tasks.tracking.records import OpenRun
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)

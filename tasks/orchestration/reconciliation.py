@@ -2,8 +2,8 @@
 
 `decide` says what is wrong, from what they say; it is pure. `apply` mends it. A run that looks dead is given some time
 first: they are not read in the same moment. Where a run is says what proves that it is dead: in a Kubernetes pool that
-the cluster has no pod of it, in a pool of any other type that it gives no signs of life (tasks/signs.py). One that is
-a part of another run, in its process, is over when that one is.
+the cluster has no pod of it, in a pool of any other type that it gives no signs of life (tasks/orchestration/signs.py).
+One that is a part of another run, in its process, is over when that one is.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from ltsft.errors import ServiceError
-from tasks.cluster import Job, delete_job
-from tasks.deployed import TAG
-from tasks.launching import has_crashed, reschedule_crashed
-from tasks.signs import last_signs, silent
+from tasks.orchestration.cluster import Job, delete_job
+from tasks.orchestration.deployed import TAG
+from tasks.orchestration.launching import has_crashed, reschedule_crashed
+from tasks.orchestration.signs import last_signs, silent
 from tasks.tracking import OpenRun, Tracker
 
 CLUSTER = "kubernetes"

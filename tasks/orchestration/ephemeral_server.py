@@ -14,7 +14,7 @@ from typing import Any
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import get_current_settings
 
-from tasks.stopping import end_with_parent
+from tasks.orchestration.stopping import end_with_parent
 
 
 class EphemeralServer(SubprocessASGIServer):
@@ -23,7 +23,7 @@ class EphemeralServer(SubprocessASGIServer):
     def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
         told = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         return subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "tasks.ephemeral_server", str(self.port), str(os.getpid())],
+            [sys.executable, "-m", "tasks.orchestration.ephemeral_server", str(self.port), str(os.getpid())],
             env={**os.environ, **told, **get_current_settings().to_environment_variables(exclude_unset=True)},
             start_new_session=True,
         )
