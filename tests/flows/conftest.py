@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ltsft.project.project import ProjectRef
-from tasks.workspace import Workspace, open_workspace
+from tasks.workspace.workspace import Workspace, open_workspace
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from tasks import registry as registering  # noqa: E402
 from tasks import releases, rollbacks  # noqa: E402
 from tasks.tracking.runs import RunHandle  # noqa: E402
 from tasks.tracking.tracker import Tracker  # noqa: E402
-from tasks.workspace import Workspace, open_workspace  # noqa: E402
+from tasks.workspace.workspace import Workspace, open_workspace  # noqa: E402
 
 SLOT = Slot("bb", "pos")
 PROMOTION_POINTS = [
@@ -147,7 +147,7 @@ def warm_up(file: str) -> None:
     from mlflow.models import ModelSignature  # noqa: F401
 
     base = ProjectRef(file=file).load().base
-    from tasks.workspace import _load_base
+    from tasks.workspace.workspace import _load_base
 
     assert _load_base(base.id, base.revision).ref
     gc.freeze()  # a flow collects garbage after each product

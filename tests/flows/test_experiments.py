@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ltsft.project.project import ProjectRef
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 Open = Callable[[Path], Workspace]

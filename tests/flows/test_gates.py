@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks.matrix import read_matrix
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 Open = Callable[[Path], Workspace]

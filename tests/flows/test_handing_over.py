@@ -20,7 +20,7 @@ from ltsft.project.project import ProjectRef
 from tasks.settings import read_settings
 from tasks.storage import Bucket
 from tasks.tracking.records import FAILURE
-from tasks.workspace import Workspace, open_workspace
+from tasks.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 

@@ -22,7 +22,7 @@ from tasks.composing import compose_recipe
 from tasks.exports import export_release
 from tasks.matrix import read_matrix
 from tasks.registry import Registry
-from tasks.workspace import Workspace, open_workspace
+from tasks.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
 LIKE_OTHERS = {"bitfit", "deft_x", "rand_sft"}

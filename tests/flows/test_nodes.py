@@ -16,7 +16,7 @@ import pytest
 
 from ltsft.errors import ServiceError
 from ltsft.project.project import ProjectRef
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # tests/tasks/test_nodes.py is the quick part
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from ltsft.project.project import ProjectRef
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 Open = Callable[[Path], Workspace]

@@ -20,7 +20,7 @@ from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
 from tasks.registry import ROLLED_BACK, Registry, open_registry
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 SLOT = Slot("bb", "pos")

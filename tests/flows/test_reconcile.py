@@ -28,7 +28,7 @@ from ltsft.project.project import ProjectRef
 from tasks.orchestration.deployed import TAG
 from tasks.orchestration.signs import HEARTBEAT, last_signs, silent
 from tasks.tracking.records import FLOW_RUN
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 

@@ -30,7 +30,7 @@ from ltsft.serving.service import Service
 from ltsft.serving.web.app import create_app
 from tasks import rollbacks
 from tasks.serving import RegistrySource
-from tasks.workspace import Workspace, open_workspace
+from tasks.workspace.workspace import Workspace, open_workspace
 
 SLOTS = [Slot(code, "pos") for code in ("aa", "bb", "cc")]
 CONNECTIONS, REFRESH_SECONDS, LAG_SECONDS = 8, 0.3, 20.0

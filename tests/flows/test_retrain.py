@@ -20,7 +20,7 @@ from prefect.client.schemas.filters import (
 from ltsft.sft.files import load_sft
 from tasks.matrix import read_matrix
 from tasks.tracking.records import Record
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 Open = Callable[[Path], Workspace]

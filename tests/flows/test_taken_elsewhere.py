@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from ltsft.cli.main import app
 from ltsft.project.project import ProjectRef
 from ltsft.release.release import Slot
-from tasks.workspace import Workspace, open_workspace
+from tasks.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
 SLOT = Slot("bb", "pos")

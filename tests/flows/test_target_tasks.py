@@ -27,7 +27,7 @@ from ltsft.toy.settings import ToyConfig
 from tasks.matrix import read_matrix
 from tasks.preparing import labelled_rows
 from tasks.registry import Registry
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 CONFIG = Path(__file__).parents[2] / "configs" / "toy_tasks.yaml"

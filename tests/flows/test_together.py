@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ltsft.project.project import ProjectRef
-from tasks.workspace import Workspace
+from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 

@@ -42,7 +42,7 @@ def call() -> Call:
 @pytest.fixture
 def sft_folders(finished_project: Path) -> dict[str, Path]:
     """The SFT folders of the finished project by subject."""
-    from tasks.workspace import open_workspace
+    from tasks.workspace.workspace import open_workspace
 
     workspace = open_workspace(ProjectRef(file=str(finished_project)))
     steps = [step for step in workspace.plan.steps if step.product.kind != "cell"]

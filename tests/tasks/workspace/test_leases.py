@@ -11,8 +11,8 @@ from faulty_proxy import AWAY, FaultyProxy
 
 from ltsft.errors import ConflictError
 from tasks import storage
-from tasks.leases import Lease, leased
 from tasks.storage import Bucket
+from tasks.workspace.leases import Lease, leased
 
 pytestmark = pytest.mark.integration
 TERM = 1.0

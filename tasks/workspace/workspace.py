@@ -21,12 +21,12 @@ from ltsft.project import Fingerprints, Plan, Project, ProjectRef, Step, make_pl
 from ltsft.sft import SFT, load_sft
 from ltsft.training import check_augmentations
 from tasks.arrivals import inbox_overrides
-from tasks.checkpoints import Checkpoints
-from tasks.leases import Lease, leased
 from tasks.orchestration import drop_tracebacks_of_verdicts
 from tasks.settings import read_settings
 from tasks.storage import Bucket
 from tasks.tracking import FLOW_RUN, RunHandle, Tracker, describe, inputs_of
+from tasks.workspace.checkpoints import Checkpoints
+from tasks.workspace.leases import Lease, leased
 
 SFT_FOLDER = "sft"
 REPORT_FOLDER = "validation"
@@ -141,7 +141,7 @@ class Workspace:
         """Hold the key of a product; whoever wants the same key meanwhile waits, and then finds the product.
 
         On one machine the lock is a file in the store folder: it goes with the process that holds it, however that
-        ends. Where `LTSFT_BUCKET` is set it is a lease in S3 (tasks/leases.py).
+        ends. Where `LTSFT_BUCKET` is set it is a lease in S3 (tasks/workspace/leases.py).
 
         Args:
             key: of the product.

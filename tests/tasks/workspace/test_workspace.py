@@ -12,7 +12,7 @@ import pytest
 from ltsft.errors import ConfigError, TrainingError, ValidationError
 from ltsft.project.project import ProjectRef
 from tasks.matrix import read_matrix, restore_page, write_page
-from tasks.workspace import Workspace, open_workspace
+from tasks.workspace.workspace import Workspace, open_workspace
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_whoever_wants_a_key_that_is_being_made_waits_and_then_finds_it(
         with workspace.claim(product.key, product.subject) as existing:
             found.append(existing)
 
-    caplog.set_level(logging.WARNING, logger="tasks.workspace")
+    caplog.set_level(logging.WARNING, logger="tasks.workspace.workspace")
     with workspace.claim(product.key, product.subject) as existing:
         assert existing is None
         thread = threading.Thread(target=second)

@@ -18,8 +18,8 @@ from ltsft.errors import InterruptedTraining
 from ltsft.sft.files import save_sft
 from ltsft.training.checkpoints import checkpoint_progress
 from ltsft.training.train import train_sft
-from tasks.checkpoints import Checkpoints
 from tasks.storage import Bucket, hash_file
+from tasks.workspace.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.integration
 KEY, OTHER = "a" * 64, "b" * 64
@@ -34,7 +34,7 @@ def base(tiny_base: Path) -> Base:
 def learning() -> ModuleType:
     import importlib.util
 
-    file = Path(__file__).parents[1] / "ltsft" / "learning.py"
+    file = Path(__file__).parents[2] / "ltsft" / "learning.py"
     spec = importlib.util.spec_from_file_location("learning_for_checkpoints", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -135,7 +135,7 @@ def test_a_corrupt_checkpoint_is_refused_by_name_and_the_one_before_is_taken(
         bucket.delete([name])
     else:
         bucket.put(f"checkpoints/{KEY}/0000000003.json", b'{"key": ')
-    caplog.set_level(logging.WARNING, logger="tasks.checkpoints")
+    caplog.set_level(logging.WARNING, logger="tasks.workspace.checkpoints")
 
     assert restored(bucket, tmp_path / "new") == (2, ["weights 2"])
     assert f"checkpoint 3 of key {KEY} is refused" in caplog.text

@@ -1,0 +1,5 @@
+from tasks.workspace.workspace import HELD_OUT as HELD_OUT
+from tasks.workspace.workspace import REPORT_FOLDER as REPORT_FOLDER
+from tasks.workspace.workspace import SFT_FOLDER as SFT_FOLDER
+from tasks.workspace.workspace import Workspace as Workspace
+from tasks.workspace.workspace import open_workspace as open_workspace
