@@ -2,7 +2,7 @@
 
 Every threshold has a default and a reason (the field's description). A project file changes them under ``gates.text``,
 ``gates.labelled`` and ``gates.release``. What is measured of data is in ``ltsft/data/measures.py``, and
-``tasks/quality.py`` compares the two; ``ltsft/release/verdicts.py`` judges a composition.
+``tasks/validation/quality.py`` compares the two; ``ltsft/release/verdicts.py`` judges a composition.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ ONLY_IMPORTERS = {
         "tasks/pyfunc.py",
         "tasks/composed_model.py",
     },
-    "great_expectations": {"tasks/quality.py"},
+    "great_expectations": {"tasks/validation/quality.py"},
     "boto3": {"tasks/storage.py"},
     "botocore": {"tasks/storage.py"},
     "yaml": {"ltsft/project/tree.py", "tasks/orchestration/bootstrapping.py"},  # the project file; prefect.yaml

@@ -17,8 +17,8 @@ from ltsft.data import RowError
 from ltsft.objectives import OBJECTIVES, read_labelled
 from ltsft.project import Language, Step
 from tasks.orchestration import artifact_key
-from tasks.quality import GateResult, validate_labelled, validate_text
 from tasks.tracking import RunHandle
+from tasks.validation.quality import GateResult, validate_labelled, validate_text
 from tasks.workspace import REPORT_FOLDER, Workspace
 
 

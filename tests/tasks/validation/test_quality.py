@@ -23,7 +23,7 @@ from ltsft.data.sources import RowError
 from ltsft.errors import ServiceError, SourceError, ValidationError
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.project.project import Language
-from tasks.quality import GateResult, validate_labelled, validate_text
+from tasks.validation.quality import GateResult, validate_labelled, validate_text
 
 WORDS = [a + b + c for a in ("ba", "ke", "di", "mo", "lú") for b in ("ra", "ti", "sun", "le") for c in ("ð", "k", "n")]
 LABELS = ("NOUN", "VERB", "ADJ", "PUNCT")
@@ -235,7 +235,7 @@ def test_a_report_that_could_not_be_written_is_an_error(judge: Judge, monkeypatc
     monkeypatch.setenv("TZ", "UTC0")
     monkeypatch.setattr("tzlocal.unix._cache_tz", None)
     monkeypatch.setattr("great_expectations.render.renderer.site_index_page_renderer.tzlocal", tzlocal)
-    monkeypatch.setattr("tasks.quality._tell_time_zone", lambda: None)
+    monkeypatch.setattr("tasks.validation.quality._tell_time_zone", lambda: None)
     with pytest.raises(ServiceError, match="could not write its report"):
         judge(encode(good_lines()))
 

@@ -10,8 +10,8 @@ import pytest
 
 from ltsft.config.gates import LabelledGate
 from ltsft.config.target_task import TargetTask
-from tasks.quality import GateResult, validate_labelled
-from tasks.validation import _rows
+from tasks.validation.judging import _rows
+from tasks.validation.quality import GateResult, validate_labelled
 
 GATE = LabelledGate(max_label_share=1.0, min_labels_present=0.0, min_label_agreement=0.0)
 GOOD = 20
