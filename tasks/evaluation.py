@@ -28,8 +28,8 @@ from ltsft.report import Pair, Plot, html_page, interference_figure, matrix_figu
 from ltsft.sft import SFT
 from tasks.matrix import PAGE, read_matrix, write_page
 from tasks.orchestration import artifact_key, is_service_away
-from tasks.preparing import labelled_rows, target_objective
 from tasks.tracking import Child, RunHandle
+from tasks.training import labelled_rows, target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 OUTCOMES = "outcomes"

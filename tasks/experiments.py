@@ -28,8 +28,8 @@ from ltsft.methods import method_named
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from tasks.evaluation import OUTCOMES, target_scorer
 from tasks.orchestration import artifact_key, is_service_away
-from tasks.preparing import split_examples, target_objective
 from tasks.tracking import Child, Record, canonical_json
+from tasks.training import split_examples, target_objective
 from tasks.workspace import Workspace
 
 VERSION = 1

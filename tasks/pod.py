@@ -1,7 +1,7 @@
 """What a pod of the GPU pool starts as: ``python -m tasks.pod COMMAND``. It imports next to nothing.
 
-The pods of a job are the nodes of one training (tasks/nodes.py). The one of index 0 becomes the command, which is the
-flow run; the others become ``python -m tasks.joining``.
+The pods of a job are the nodes of one training (tasks/training/nodes.py). The one of index 0 becomes the command, which
+is the flow run; the others become ``python -m tasks.training.joining``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
     if index == 0:
         os.environ[FIRST_PROCESS] = str(os.getpid())
         os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - the command of the job template
-    os.execv(sys.executable, [sys.executable, "-m", "tasks.joining", str(index)])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "tasks.training.joining", str(index)])  # noqa: S606
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from tasks.canary import run_canary
 from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
 from tasks.orchestration import is_service_away
-from tasks.preparing import labelled_rows, target_objective
 from tasks.registry import (
     CANDIDATE,
     CHAMPION,
@@ -44,6 +43,7 @@ from tasks.registry import (
     release_subject,
 )
 from tasks.tracking import Record, RunHandle, canonical_json, user_name
+from tasks.training import labelled_rows, target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 CELL_RUN, SEED, TEST = "ltsft.cell_run", "ltsft.seed", "ltsft.test"

@@ -5,7 +5,7 @@
     LTSFT_BUCKET                                s3://bucket/prefix for checkpoints, leases and the inbox; else none
     LTSFT_TRAININGS                             where retrain starts trainings: here (default) or as deployments
     LTSFT_QUIET_SECONDS                         how old an upload has to be before it is noticed
-    LTSFT_NODES_PORT, LTSFT_FIRST_NODE          where the nodes of a training meet (tasks/nodes.py)
+    LTSFT_NODES_PORT, LTSFT_FIRST_NODE          where the nodes of a training meet (tasks/training/nodes.py)
     LTSFT_GIT_COMMIT                            the commit an image was built from, where there is no checkout
 
 MLflow reads its own credentials (``MLFLOW_TRACKING_USERNAME``, ``MLFLOW_TRACKING_PASSWORD``,

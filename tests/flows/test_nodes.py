@@ -18,7 +18,7 @@ from ltsft.errors import ServiceError
 from ltsft.project.project import ProjectRef
 from tasks.workspace.workspace import Workspace
 
-pytestmark = pytest.mark.slow  # tests/tasks/test_nodes.py is the quick part
+pytestmark = pytest.mark.slow  # tests/tasks/training/test_nodes.py is the quick part
 ROOT = Path(__file__).parents[2]
 
 

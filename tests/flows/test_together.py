@@ -33,9 +33,9 @@ def test_two_processes_learn_a_language_together(
     set_value(tiny_project, "recipes.language.processes", 2)
     set_value(tiny_project, "recipes.language.precision", "fp16")  # no CPU trains in it
 
-    logging.getLogger("tasks.together").addHandler(caplog.handler)
+    logging.getLogger("tasks.training.together").addHandler(caplog.handler)
     together = adapt_language(ref, "aa")
-    logging.getLogger("tasks.together").removeHandler(caplog.handler)
+    logging.getLogger("tasks.training.together").removeHandler(caplog.handler)
 
     workspace = opened(tiny_project)
     history: list[Any] = workspace.tracker.client.get_metric_history(together, "full.loss")
@@ -43,7 +43,7 @@ def test_two_processes_learn_a_language_together(
     one, two = workspace.load_sft(alone), workspace.load_sft(together)
     assert one.support_size == two.support_size
     assert all(bool(torch.isfinite(diff.values).all()) for diff in two.diffs.values())
-    said = {record.getMessage() for record in caplog.records if record.name == "tasks.together"}
+    said = {record.getMessage() for record in caplog.records if record.name == "tasks.training.together"}
     assert {text[:20] for text in said} == {"trained in float32: "}, "the processes' warning is in the log of the run"
     tags = workspace.tracker.client.get_run(together).data.tags
     assert (tags["ltsft.precision"], tags["ltsft.threads"], tags["ltsft.device"]) == ("fp32", "1", "cpu")

@@ -144,5 +144,5 @@ def test_reading_a_project_and_what_is_released_waits_for_no_transformers_and_no
 
 
 def test_the_processes_and_nodes_of_one_training_wait_for_no_prefect_and_no_mlflow() -> None:
-    assert not loaded_with("tasks.together, tasks.joining") & {"prefect", "mlflow"}
+    assert not loaded_with("tasks.training.together, tasks.training.joining") & {"prefect", "mlflow"}
     assert "torch" not in loaded_with("tasks.pod")

@@ -23,10 +23,10 @@ from ltsft.report import density_figure
 from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft
 from ltsft.training import Progress, TrainingData, train_sft
 from tasks.orchestration import ProgressReporter, is_service_away, refuse_if_crashed, run_stoppable
-from tasks.preparing import language_training, task_training
 from tasks.settings import read_settings
-from tasks.together import Job, train_together
 from tasks.tracking import RunHandle
+from tasks.training.preparing import language_training, task_training
+from tasks.training.together import Job, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 

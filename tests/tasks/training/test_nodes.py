@@ -14,8 +14,8 @@ from torch.distributed import TCPStore
 
 from ltsft.config.recipe import Recipe
 from ltsft.errors import InterruptedTraining, ServiceError
-from tasks import nodes
-from tasks.joining import find_first_node, is_over
+from tasks.training import nodes
+from tasks.training.joining import find_first_node, is_over
 
 pytestmark = pytest.mark.integration
 

@@ -1,6 +1,7 @@
 """What a training needs: the data read and cut into examples, the objective, and all else that `train_sft` is told.
 
-No Prefect and no MLflow: the processes of a training by several (tasks/together.py) prepare what they need themselves.
+No Prefect and no MLflow: the processes of a training by several (tasks/training/together.py) prepare what they need
+themselves.
 """
 
 from __future__ import annotations

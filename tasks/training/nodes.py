@@ -1,10 +1,10 @@
 """One training by several nodes: how they meet, and how they part.
 
 In a cluster the nodes are the pods of one Indexed job (infra/work-pools/ltsft-gpu.json). The pod of index 0 runs the
-flow, which alone talks to Prefect, MLflow and S3. The others (tasks/joining.py) look for it under its name in the
-headless service, are told what is trained, join with processes of their own, and go when it ends. They share the data
-and the base through the volume of the cache, and get the rest (checkpoint, SFTs of source languages) from the processes
-of the first node.
+flow, which alone talks to Prefect, MLflow and S3. The others (tasks/training/joining.py) look for it under its name in
+the headless service, are told what is trained, join with processes of their own, and go when it ends. They share the
+data and the base through the volume of the cache, and get the rest (checkpoint, SFTs of source languages) from the
+processes of the first node.
 
 Where they meet is a `TCPStore` in the flow's process. It asks for no password: the network policy `nodes` lets nobody
 in but pods of trainings.
@@ -91,7 +91,7 @@ class Meeting:
             if time.monotonic() > end:
                 raise ServiceError(
                     f"nodes {missing} of {self._nodes} did not come within {GATHER_SECONDS:.0f} s; in a cluster they "
-                    "are pods of the same job, elsewhere see tasks/joining.py"
+                    "are pods of the same job, elsewhere see tasks/training/joining.py"
                 )
             time.sleep(LOOK_SECONDS)
             missing = [index for index in missing if not self._store.check([ready(index)])]

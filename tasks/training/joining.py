@@ -1,8 +1,9 @@
 """The other nodes of a training: they wait for the first one, train with it, and go when it is done.
 
-    LTSFT_FIRST_NODE=HOST python -m tasks.joining 1       by hand, beside a flow on HOST; 1 is the index of this node
+    LTSFT_FIRST_NODE=HOST python -m tasks.training.joining 1       by hand, beside a flow on HOST; 1 is the index of
+    this node
 
-Nothing here talks to Prefect, MLflow or S3. See tasks/nodes.py for the first node's part.
+Nothing here talks to Prefect, MLflow or S3. See tasks/training/nodes.py for the first node's part.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but in no __all__
 
 from ltsft.errors import LtsftError
-from tasks.nodes import ANSWER, FAILED, JOB, LEFT, LOOK_SECONDS, OVER, PARTING_SECONDS, ready
 from tasks.settings import quiet_services, read_settings
-from tasks.together import STOP, end_processes, prepare, start_processes
+from tasks.training.nodes import ANSWER, FAILED, JOB, LEFT, LOOK_SECONDS, OVER, PARTING_SECONDS, ready
+from tasks.training.together import STOP, end_processes, prepare, start_processes
 
 _LOG = logging.getLogger(__name__)
 

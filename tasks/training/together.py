@@ -3,7 +3,7 @@
 The process of the flow stays what talks to MLflow, Prefect and S3. It writes a job into the working folder, starts
 ``python -m torch.distributed.run`` on this very module, and reads the progress that the first of them prints. Asked to
 stop, it leaves a file that they look for after each step: they save a checkpoint together and end. With several nodes
-each does the same with a folder of its own (tasks/nodes.py).
+each does the same with a folder of its own (tasks/training/nodes.py).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from ltsft.training import (
     send_files,
     train_sft,
 )
-from tasks.nodes import LOOK_SECONDS, Meeting, await_stop, pass_on_stop
-from tasks.preparing import language_training, task_training
+from tasks.training.nodes import LOOK_SECONDS, Meeting, await_stop, pass_on_stop
+from tasks.training.preparing import language_training, task_training
 from tasks.workspace import SFT_FOLDER
 
 JOB, STOP, REFUSED, ERRORS = "job.json", "stop", "refused", "processes.log"
@@ -89,7 +89,7 @@ def train_together(
         job: what is trained.
         folder: where this node trains.
         processes: of each node.
-        nodes: machines, this one included; the others come by themselves (tasks/joining.py).
+        nodes: machines, this one included; the others come by themselves (tasks/training/joining.py).
         on_progress: called after each step.
         should_stop: asked several times a second.
 
@@ -139,7 +139,7 @@ def start_processes(
         errors: file descriptor for what they say besides.
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *place]
-    command += ["-m", "tasks.together", str(folder)]
+    command += ["-m", "tasks.training.together", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))}
     return subprocess.Popen(  # noqa: S603
         command, env=environment, stdout=output, stderr=errors, text=True, start_new_session=True
