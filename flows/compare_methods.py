@@ -19,7 +19,7 @@ from ltsft.experiments import Comparison, MethodScores, comparison_figure
 from ltsft.experiments import compare_methods as compare
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
-from tasks.experiments import Reported, cell_steps, chosen_tasks, log_experiment, method_variant, read_cells
+from tasks.evaluation import Reported, cell_steps, chosen_tasks, log_experiment, method_variant, read_cells
 from tasks.orchestration import show
 from tasks.tracking import Child
 from tasks.workspace import open_workspace

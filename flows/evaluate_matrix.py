@@ -15,8 +15,7 @@ from prefect.logging import get_run_logger
 
 from ltsft.errors import LtsftError
 from ltsft.project import ProjectRef, Step
-from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, score_cell
-from tasks.matrix import matrix_key, matrix_parts
+from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, matrix_key, matrix_parts, score_cell
 from tasks.orchestration import show
 from tasks.validation import validate_test
 from tasks.workspace import Workspace, open_workspace

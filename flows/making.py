@@ -21,7 +21,7 @@ from flows.adapt_task import adapt_task
 from flows.evaluate_matrix import evaluate_matrix
 from ltsft.errors import LtsftError
 from ltsft.project import Plan, ProjectRef, Step
-from tasks.matrix import gaps, read_matrix
+from tasks.evaluation import gaps, read_matrix
 from tasks.orchestration import Launch, deployment_name, launch_all, show
 from tasks.settings import read_settings
 from tasks.workspace import open_workspace

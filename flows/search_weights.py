@@ -14,8 +14,7 @@ from prefect.states import Completed
 
 from ltsft.experiments import grid_of
 from ltsft.project import ProjectRef
-from tasks.experiments import chosen_tasks
-from tasks.weight_search import search
+from tasks.evaluation import chosen_tasks, search
 from tasks.workspace import open_workspace
 
 

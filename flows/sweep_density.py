@@ -19,7 +19,7 @@ from ltsft.errors import LtsftError
 from ltsft.experiments import DensitySweep, ScoredCell, sweep_figure, sweep_points
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
-from tasks.experiments import (
+from tasks.evaluation import (
     Reported,
     cell_steps,
     chosen_tasks,

@@ -90,7 +90,7 @@ def run(
     has_bars = not verbose and wants_bars()
     ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
-        from tasks.matrix import read_matrix, restore_page
+        from tasks.evaluation import read_matrix, restore_page
         from tasks.workspace import open_workspace
 
         workspace = open_workspace(ref)

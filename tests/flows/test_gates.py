@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks.matrix import read_matrix
+from tasks.evaluation.matrix import read_matrix
 from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration

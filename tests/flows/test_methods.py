@@ -19,8 +19,8 @@ from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
 from tasks.composing import compose_recipe
+from tasks.evaluation.matrix import read_matrix
 from tasks.exports import export_release
-from tasks.matrix import read_matrix
 from tasks.registry import Registry
 from tasks.workspace.workspace import Workspace, open_workspace
 

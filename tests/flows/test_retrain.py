@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import (
 )
 
 from ltsft.sft.files import load_sft
-from tasks.matrix import read_matrix
+from tasks.evaluation.matrix import read_matrix
 from tasks.tracking.records import Record
 from tasks.workspace.workspace import Workspace
 
@@ -228,7 +228,7 @@ def test_one_changed_line_makes_that_sft_and_its_cell_and_nothing_else(
 def test_the_page_follows_the_project_when_a_change_is_taken_back(
     changeable_project: Path, opened: Open, rerun: Callable[[Path], Any], set_value: Callable[[Path, str, Any], None]
 ) -> None:
-    from tasks.matrix import restore_page
+    from tasks.evaluation.matrix import restore_page
 
     set_value(changeable_project, "languages.bb.name", "Renamed")
     workspace = opened(changeable_project)
@@ -247,7 +247,7 @@ def test_the_page_follows_the_project_when_a_change_is_taken_back(
 def test_of_many_sfts_not_every_two_are_compared(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.logging import disable_run_logger
 
-    from tasks import evaluation
+    from tasks.evaluation import cells as evaluation
 
     with disable_run_logger():
         assert len(evaluation.assemble_matrix.fn(finished, {}).pairs) == 6  # three languages and a target task

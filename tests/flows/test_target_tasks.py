@@ -24,7 +24,7 @@ from ltsft.serving.service import Service
 from ltsft.serving.web.app import create_app
 from ltsft.toy.family import write_family
 from ltsft.toy.settings import ToyConfig
-from tasks.matrix import read_matrix
+from tasks.evaluation.matrix import read_matrix
 from tasks.registry import Registry
 from tasks.training.preparing import labelled_rows
 from tasks.workspace.workspace import Workspace

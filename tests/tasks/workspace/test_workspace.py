@@ -11,7 +11,7 @@ import pytest
 
 from ltsft.errors import ConfigError, TrainingError, ValidationError
 from ltsft.project.project import ProjectRef
-from tasks.matrix import read_matrix, restore_page, write_page
+from tasks.evaluation.matrix import read_matrix, restore_page, write_page
 from tasks.workspace.workspace import Workspace, open_workspace
 
 

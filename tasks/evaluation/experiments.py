@@ -26,7 +26,7 @@ from ltsft.evaluation import Outcomes
 from ltsft.experiments import Comparison, DensitySweep, ScoredCell
 from ltsft.methods import method_named
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
-from tasks.evaluation import OUTCOMES, target_scorer
+from tasks.evaluation.cells import OUTCOMES, target_scorer
 from tasks.orchestration import artifact_key, is_service_away
 from tasks.tracking import Child, Record, canonical_json
 from tasks.training import split_examples, target_objective

@@ -18,8 +18,8 @@ from ltsft.experiments import Setting, WeightSearch
 from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import language_subject, task_subject
-from tasks.evaluation import labelled_examples, target_scorer
-from tasks.experiments import VERSION, hash_of_parts
+from tasks.evaluation.cells import labelled_examples, target_scorer
+from tasks.evaluation.experiments import VERSION, hash_of_parts
 from tasks.orchestration import artifact_key, show
 from tasks.workspace import Workspace
 
