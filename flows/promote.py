@@ -17,17 +17,19 @@ from prefect.states import Completed, Failed
 from ltsft.errors import LtsftError, ReleaseError
 from ltsft.project import ProjectRef
 from ltsft.release import Composition, Measured, Slot, has_passed
-from tasks.composing import compose_recipe
-from tasks.registry import CANDIDACY, VERDICT, open_registry
 from tasks.releases import (
+    CANDIDACY,
+    VERDICT,
     Candidate,
     ChampionMovedError,
     ask_canary,
     close_records,
+    compose_recipe,
     judge_candidate,
     measure,
     move_champion,
     open_promotion,
+    open_registry,
     promotion_lock,
     put_forward,
     wanted_slots,

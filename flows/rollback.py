@@ -14,7 +14,7 @@ from prefect.states import Completed
 
 from ltsft.project import ProjectRef
 from ltsft.release import Slot
-from tasks.rollbacks import roll_back
+from tasks.releases import roll_back
 from tasks.workspace import open_workspace
 
 

@@ -86,7 +86,7 @@ def releases(
 ) -> None:
     """Show what is live, since when, and what stands behind it."""
     with told_errors():
-        from tasks.live import read_releases
+        from tasks.releases import read_releases
         from tasks.workspace import open_workspace
 
         ref = project_ref(project, data_root, base, overrides)
@@ -125,7 +125,7 @@ def export(
 ) -> None:
     """Write a composed model to where something else takes it from."""
     with told_errors():
-        from tasks.exports import export_release
+        from tasks.releases import export_release
         from tasks.workspace import open_workspace
 
         workspace = open_workspace(project_ref(project, data_root, base, overrides, method), needs_data=False)
@@ -143,7 +143,7 @@ def bundle(
 ) -> None:
     """Write everything that is live into a folder that a server can start from while the registry is away."""
     with told_errors():
-        from tasks.exports import write_bundle
+        from tasks.releases import write_bundle
         from tasks.workspace import open_workspace
 
         ref = project_ref(project, data_root, base, overrides)
@@ -179,6 +179,6 @@ def serve(
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server starts from its bundle instead of waiting
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     with told_errors():
-        from tasks.serving import run_service
+        from tasks.releases import run_service
 
         run_service(project_ref(project, data_root, base, overrides), host=host, port=port, bundle=bundle)

@@ -25,8 +25,9 @@ import flows.promote as promotion  # noqa: E402
 from ltsft.project.project import ProjectRef  # noqa: E402
 from ltsft.release.release import Composition, Slot  # noqa: E402
 from ltsft.release.verdicts import Canary  # noqa: E402
-from tasks import registry as registering  # noqa: E402
-from tasks import releases, rollbacks  # noqa: E402
+from tasks.releases import promotion as releases  # noqa: E402
+from tasks.releases import registry as registering  # noqa: E402
+from tasks.releases import rollbacks  # noqa: E402
 from tasks.tracking.runs import RunHandle  # noqa: E402
 from tasks.tracking.tracker import Tracker  # noqa: E402
 from tasks.workspace.workspace import Workspace, open_workspace  # noqa: E402

@@ -18,10 +18,10 @@ from ltsft.release.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
-from tasks.composing import compose_recipe
 from tasks.evaluation.matrix import read_matrix
-from tasks.exports import export_release
-from tasks.registry import Registry
+from tasks.releases.composing import compose_recipe
+from tasks.releases.exports import export_release
+from tasks.releases.registry import Registry
 from tasks.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration

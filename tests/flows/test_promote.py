@@ -19,7 +19,7 @@ from ltsft.release.release import Release, Slot
 from ltsft.serving.answers import Input
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
-from tasks.registry import ROLLED_BACK, Registry, open_registry
+from tasks.releases.registry import ROLLED_BACK, Registry, open_registry
 from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -227,7 +227,7 @@ def test_the_canary_tells_what_does_not_load_what_is_missing_and_what_answers_wr
 ) -> None:
     from ltsft.data.conll import TaggedRow
     from ltsft.serving.readers.words import TokenReader
-    from tasks.canary import compare, run_canary
+    from tasks.releases.canary import compare, run_canary
 
     workspace = opened(finished_project)
     rows = [TaggedRow(("a", "b"), ("NOUN", "VERB"), 1, "t", "a b"), TaggedRow(("c",), ("NOUN",), 4, "t", "c")]

@@ -28,8 +28,8 @@ from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics, resident_bytes
 from ltsft.serving.service import Service
 from ltsft.serving.web.app import create_app
-from tasks import rollbacks
-from tasks.serving import RegistrySource
+from tasks.releases import rollbacks
+from tasks.releases.serving import RegistrySource
 from tasks.workspace.workspace import Workspace, open_workspace
 
 SLOTS = [Slot(code, "pos") for code in ("aa", "bb", "cc")]

@@ -157,7 +157,7 @@ def test_a_server_starts_from_a_bundle_while_the_registrys_port_is_closed_and_dr
 
 @pytest.mark.slow
 def test_mlflow_models_serve_answers_with_nothing_of_ours_on_the_callers_side(workspace: Workspace) -> None:
-    from tasks.registry import Registry
+    from tasks.releases.registry import Registry
 
     version = Registry(workspace.tracker, workspace.project.name).version(SLOT, 1)
     port = str(free_port())

@@ -25,7 +25,7 @@ from ltsft.serving.web.app import create_app
 from ltsft.toy.family import write_family
 from ltsft.toy.settings import ToyConfig
 from tasks.evaluation.matrix import read_matrix
-from tasks.registry import Registry
+from tasks.releases.registry import Registry
 from tasks.training.preparing import labelled_rows
 from tasks.workspace.workspace import Workspace
 
@@ -168,8 +168,8 @@ def _every_target_task_is_released_and_answers_as_it_was_scored(
     from fastapi.testclient import TestClient
 
     from flows.promote import promote
-    from tasks import canary
-    from tasks.pyfunc import predict_rows
+    from tasks.releases import canary
+    from tasks.releases.pyfunc import predict_rows
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", workspace.tracker.tracking_uri)
     monkeypatch.setattr(canary, "_ask", lambda uri, _, rows, __: predict_rows(uri, rows))

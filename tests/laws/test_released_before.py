@@ -59,9 +59,9 @@ def test_a_model_released_before_the_packages_loads_and_answers_as_it_did(releas
 
 
 def test_what_is_logged_now_imports_public_names_alone_and_names_its_version(tmp_path: Path) -> None:
-    from tasks.pyfunc import save_pyfunc
+    from tasks.releases.pyfunc import save_pyfunc
 
-    spec = importlib.util.find_spec("tasks.composed_model")
+    spec = importlib.util.find_spec("tasks.releases.composed_model")
     assert spec is not None
     code = Path(str(spec.origin))
     save_pyfunc(

@@ -23,9 +23,9 @@ ONLY_IMPORTERS = {
         "tasks/tracking/database.py",
         "tasks/tracking/records.py",  # a type alone
         "tasks/tracking/runs.py",
-        "tasks/registry.py",
-        "tasks/pyfunc.py",
-        "tasks/composed_model.py",
+        "tasks/releases/registry.py",
+        "tasks/releases/pyfunc.py",
+        "tasks/releases/composed_model.py",
     },
     "great_expectations": {"tasks/validation/quality.py"},
     "boto3": {"tasks/storage.py"},
@@ -138,7 +138,7 @@ def loaded_with(modules: str) -> set[str]:
 
 
 def test_reading_a_project_and_what_is_released_waits_for_no_transformers_and_no_prefect() -> None:
-    loaded = loaded_with("tasks.live, ltsft.methods.registry, ltsft.objectives.registry")
+    loaded = loaded_with("tasks.releases.live, ltsft.methods.registry, ltsft.objectives.registry")
     assert "torch" in loaded
     assert not loaded & {"transformers", "datasets", "prefect", "mlflow", "sklearn", "matplotlib"}
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltsft.errors import ConfigError
-from tasks import serving
 from tasks.credentials import CERTIFICATES, SECRETS, check_credentials, read_api_keys
+from tasks.releases import serving
 from tasks.settings import read_limits
 
 KEY = "a-key-of-sixteen-or-more"

@@ -1,8 +1,8 @@
 """The canary: a fresh process that loads a released artifact as any user of MLflow would, and answers.
 
-``python -m tasks.canary`` reads ``{"uri": ..., "rows": [{column: value}, ...]}`` from standard input and writes, as its
-last line, ``{"answers": [{column: value}, ...]}``. MLflow is the one that ``MLFLOW_TRACKING_URI`` names: an address may
-hold a password and is never an argument.
+``python -m tasks.releases.canary`` reads ``{"uri": ..., "rows": [{column: value}, ...]}`` from standard input and
+writes, as its last line, ``{"answers": [{column: value}, ...]}``. MLflow is the one that ``MLFLOW_TRACKING_URI`` names:
+an address may hold a password and is never an argument.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def compare(answers: Sequence[Mapping[str, Any]], reader: type[Reader], rows: Se
 def _ask(uri: str, tracking_uri: str, rows: Sequence[Mapping[str, Any]], timeout: float) -> list[dict[str, Any]]:
     asked = json.dumps({"uri": uri, "rows": list(rows)})
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_REGISTRY_URI": tracking_uri}
-    command = [sys.executable, "-m", "tasks.canary"]
+    command = [sys.executable, "-m", "tasks.releases.canary"]
     try:
         done = subprocess.run(  # noqa: S603
             command, input=asked, env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -92,7 +92,7 @@ def _main() -> None:
 
     quiet_services()
     asked = json.load(sys.stdin)
-    from tasks.pyfunc import predict_rows
+    from tasks.releases.pyfunc import predict_rows
 
     print(json.dumps({"answers": predict_rows(asked["uri"], asked["rows"])}))
 

@@ -25,11 +25,11 @@ from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
 from ltsft.release import Canary, Composition, Measured, Slot, Verdict, has_passed, judge, load_parts
 from ltsft.serving import READERS
-from tasks.canary import run_canary
-from tasks.composing import log_model, parents, scored_step
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
 from tasks.orchestration import is_service_away
-from tasks.registry import (
+from tasks.releases.canary import run_canary
+from tasks.releases.composing import log_model, parents, scored_step
+from tasks.releases.registry import (
     CANDIDATE,
     CHAMPION,
     FROM_VERSION,

@@ -11,7 +11,7 @@ from ltsft.project import ProjectRef
 from ltsft.release import ComposedPart, Release, Slot
 from ltsft.serving import ApiKeys, Bundle, Engine, Metrics, Service, add_traces, create_app, serve_app
 from tasks.credentials import check_credentials, read_api_keys
-from tasks.registry import Registry
+from tasks.releases.registry import Registry
 from tasks.settings import read_limits
 from tasks.workspace import open_workspace
 

@@ -12,8 +12,8 @@ from ltsft.objectives import OBJECTIVES
 from ltsft.release import Composition, Slot, export_onnx, load_parts, push_folder
 from ltsft.serving import Bundle
 from ltsft.sft import MANIFEST_FILE
-from tasks.composing import compose_recipe
-from tasks.registry import Registry
+from tasks.releases.composing import compose_recipe
+from tasks.releases.registry import Registry
 from tasks.storage import Bucket
 from tasks.workspace import Workspace
 

@@ -10,7 +10,8 @@ from prefect.cache_policies import NO_CACHE
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.release import Slot
 from tasks.orchestration import is_service_away
-from tasks.registry import (
+from tasks.releases.promotion import hash_of, move_lock
+from tasks.releases.registry import (
     CHAMPION,
     FROM_VERSION,
     PROMOTION,
@@ -23,7 +24,6 @@ from tasks.registry import (
     release_subject,
     version_before,
 )
-from tasks.releases import hash_of, move_lock
 from tasks.tracking import RunHandle, canonical_json, user_name
 from tasks.workspace import Workspace
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from ltsft.release import Slot
-from tasks.registry import Event, Version, open_registry, release_subject
+from tasks.releases.registry import Event, Version, open_registry, release_subject
 from tasks.workspace import Workspace
 
 
