@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.integration
-CHILD = Path(__file__).with_name("release_child.py")
+CHILD = Path(__file__).parents[1] / "support" / "release_child.py"
 
 
 def seen(project: Path, what: str) -> list[dict[str, Any]]:

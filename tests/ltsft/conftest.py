@@ -138,18 +138,18 @@ def unigram_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def learning() -> ModuleType:
-    """The module `learning.py` beside this file: a small language and a small tagging task."""
-    return _beside("learning")
+    """The module `tests/support/learning.py`: a small language and a small tagging task."""
+    return _support("learning")
 
 
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
-    """The module `adapters_reference.py` beside this file, which made the numbers of the `.json` there."""
-    return _beside("adapters_reference")
+    """The module `tests/support/adapters_reference.py`, which made the numbers of the `.json` there."""
+    return _support("adapters_reference")
 
 
-def _beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+def _support(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "support" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

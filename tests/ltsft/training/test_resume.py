@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-CHILD = Path(__file__).with_name("train_child.py")
+CHILD = Path(__file__).parents[2] / "support" / "train_child.py"
 
 KILLS: dict[str, list[dict[str, Any]]] = {
     "language": [  # two rounds of select and train; a place is a stage and a step, `once` that a folder exists

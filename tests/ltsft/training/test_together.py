@@ -16,7 +16,7 @@ import torch
 from ltsft.sft.files import load_sft
 from ltsft.sft.sft import SFT
 
-CHILD = Path(__file__).with_name("together_child.py")
+CHILD = Path(__file__).parents[2] / "support" / "together_child.py"
 DENSITY = 0.2
 
 

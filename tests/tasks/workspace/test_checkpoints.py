@@ -34,7 +34,7 @@ def base(tiny_base: Path) -> Base:
 def learning() -> ModuleType:
     import importlib.util
 
-    file = Path(__file__).parents[2] / "ltsft" / "learning.py"
+    file = Path(__file__).parents[2] / "support" / "learning.py"
     spec = importlib.util.spec_from_file_location("learning_for_checkpoints", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

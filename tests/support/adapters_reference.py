@@ -2,7 +2,7 @@
 
 Its transformers is another one than ours, so this runs by itself and the numbers are kept beside it:
 
-    pip install adapters==1.3.0 transformers==4.57.6 torch && python tests/ltsft/adapters_reference.py
+    pip install adapters==1.3.0 transformers==4.57.6 torch && python tests/support/adapters_reference.py
 """
 
 from __future__ import annotations
