@@ -186,7 +186,7 @@ def test_the_terminal_shows_what_is_done_a_bar_and_warnings(
                 logging.getLogger(name).warning("%s warns", name)
 
     shown = capsys.readouterr().err
-    assert [shown.count(f"ltsft.{name} warns") for name in ("settling", "stranger")] == [1, 2]
+    assert [shown.count(f"ltsft.{name} warns") for name in ("training.settling", "stranger")] == [1, 2]
     assert "language fo is being made by another run [key]" in shown
     assert "Finished in state" not in shown
     assert "language fo: trained in 0 s" in shown

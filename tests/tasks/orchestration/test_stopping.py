@@ -85,7 +85,7 @@ def test_outside_the_main_thread_the_work_runs_where_it_is() -> None:
 
 PARENT = """
 import subprocess, sys, time
-child = "from tasks.orchestration.stopping import end_with_parent as e; import time; e(); print(1, flush=True); time.sleep(60)"
+child = "import time, tasks.orchestration.stopping as s; s.end_with_parent(); print(1, flush=True); time.sleep(60)"
 running = subprocess.Popen([sys.executable, "-c", child], start_new_session=True, stdout=subprocess.PIPE)
 running.stdout.readline()
 print(running.pid, flush=True)
