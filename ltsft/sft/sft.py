@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from math import isfinite, prod
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ class BaseRef:
     tokenizer_fingerprint: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Diff:
     """Hold the differences of one parameter to its base values.
 
@@ -75,6 +76,10 @@ class Diff:
     def size(self) -> int:
         """Number of weights of the whole parameter."""
         return prod(self.shape)
+
+    def __repr__(self) -> str:
+        """Say how much of a parameter it changes."""
+        return f"Diff({self.support_size:,} of {self.size:,} weights, shape {self.shape})"
 
     def problem(self) -> str | None:
         """Return what is wrong with the diff, as the end of a sentence, or None where it is sound.
@@ -120,7 +125,7 @@ class Diff:
         return whole.reshape(self.shape)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class SFT:
     """Hold one sparse fine-tuning: diffs and head for one base.
 
@@ -174,6 +179,32 @@ class SFT:
         """What to call the SFT in messages, such as "language SFT fo (runs/fo)"."""
         where = f" ({self.path})" if self.path else ""
         return f"{self.kind} SFT {self.subject}{where}"
+
+    def __repr__(self) -> str:
+        """Say what it is and how large, in a line."""
+        facts = ", ".join(f"{name}: {value}" for name, value in self._facts().items())
+        return f"<{self.title}: {facts}>"
+
+    def _repr_html_(self) -> str:
+        """Say the same as a small table, for notebooks."""
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in self._facts().items()
+        )
+        return f"<table><caption>{escape(self.title)}</caption>{rows}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        learnt = (
+            {"parameters": f"{self.parameters:,}"}
+            if self.adapter
+            else {"support": f"{self.support_size:,} of {self.maskable:,} weights ({100 * self.density:.3g} %)"}
+        )
+        return {
+            "base": self.base.id,
+            "method": self.method,
+            **learnt,
+            **({"labels": ", ".join(self.labels)} if self.labels else {}),
+            **({"learnt from": ", ".join(self.source_languages)} if self.source_languages else {}),
+        }
 
 
 def _described(tensor: Tensor) -> str:

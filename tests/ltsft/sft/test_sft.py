@@ -37,6 +37,20 @@ def test_title_names_the_folder_where_there_is_one(
     assert make_sft(tiny_model()).title == "language SFT fo"
 
 
+def test_an_sft_says_what_it_is_and_prints_no_tensors(base_ref: BaseRef) -> None:
+    sft = SFT(
+        kind="task", subject="pos", base=base_ref, diffs={"a": diff([0, 3])}, head={}, labels=("NOUN", "<b>"),
+        maskable=36, source_languages=("en",),
+    )  # fmt: skip
+
+    assert repr(sft) == (
+        f"<task SFT pos: base: {base_ref.id}, method: lt_sft, support: 2 of 36 weights (5.56 %), labels: NOUN, <b>, "
+        "learnt from: en>"
+    )
+    assert "<td>NOUN, &lt;b&gt;</td>" in sft._repr_html_()
+    assert repr(diff([0, 3])) == "Diff(2 of 12 weights, shape (3, 4))"
+
+
 def test_a_sound_diff_has_no_problem() -> None:
     assert diff([0, 5, 11]).problem() is None
     assert diff([]).problem() is None
