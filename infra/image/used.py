@@ -48,6 +48,8 @@ USED = [
 for name in USED if len(sys.argv) == 1 else sys.argv[1:]:
     package = importlib.import_module(name)
     for module in pkgutil.walk_packages(package.__path__, f"{name}.") if len(sys.argv) > 1 else ():
+        if module.name.endswith(".__main__"):  # runs when it is imported
+            continue
         try:
             importlib.import_module(module.name)
         except ImportError as error:
