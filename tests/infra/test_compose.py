@@ -65,6 +65,7 @@ def test_what_a_service_writes_lies_where_it_may_write(name: str) -> None:
         assert "HOME" in folders
     if "prefect server start" in " ".join(service.get("command", ())):
         assert "PREFECT_UI_STATIC_DIRECTORY" in folders, "the server writes its pages when it starts"
+        assert any(Path(folders["PREFECT_HOME"]).is_relative_to(place) for place in mounts(service)), "it has leases"
 
 
 def test_a_file_that_a_container_reads_is_readable_for_its_user_and_for_nobody_on_this_machine(tmp_path: Path) -> None:

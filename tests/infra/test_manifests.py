@@ -115,6 +115,9 @@ def test_what_a_container_writes_lies_where_it_may_write(rendered: list[Thing]) 
                 assert any(Path(folder).is_relative_to(place) for place in places), f"{name}: {variable}={folder}"
             if "prefect server start" in " ".join(container.get("args", ())):
                 assert "PREFECT_UI_STATIC_DIRECTORY" in folders, "the server writes its pages when it starts"
+                lasting = {v["name"] for v in spec["volumes"] if "persistentVolumeClaim" in v}
+                kept = [m["mountPath"] for m in container["volumeMounts"] if m["name"] in lasting]
+                assert any(Path(folders["PREFECT_HOME"]).is_relative_to(place) for place in kept), "it has leases"
 
 
 def test_no_secret_is_written_anywhere_but_in_secrets(rendered: list[Thing]) -> None:
