@@ -6,7 +6,6 @@ its dotted path, or with its line where there is no tree yet; what is left can b
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,7 +191,7 @@ def _problem(value: Any) -> str:
     if isinstance(value, int):
         return "" if -_LARGEST <= value <= _LARGEST else "the number is larger than any setting"
     if isinstance(value, float):
-        return "" if math.isfinite(value) else f"must be a finite number, got {value}"
+        return ""  # that it is finite is for the models to say, beside all else that is wrong
     if not isinstance(value, str):
         return f"a {type(value).__name__} cannot be here ({_shown(value)}); put it in quotes if it is text"
     if not _is_unicode(value):

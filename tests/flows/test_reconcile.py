@@ -20,6 +20,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events import emit_event
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Pending, Running
 from prefect.workers.process import ProcessWorker
@@ -57,8 +58,10 @@ def prefect_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             assert server.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < end, (folder / "log").read_text()
             time.sleep(0.2)
+        EventsWorker.drain_all()  # it goes on sending to the server that another test had
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             yield client
+            EventsWorker.drain_all()
     finally:
         server.terminate()
         server.wait(60)
