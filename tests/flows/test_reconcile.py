@@ -79,6 +79,15 @@ def beat(run: UUID) -> None:
     emit_event(HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{run}"})
 
 
+def heard(client: Any, run: UUID) -> datetime:
+    """Wait until the server has heard of a run; give when it did."""
+    end = time.monotonic() + 60
+    while str(run) not in (signs := last_signs(client, [str(run)])):
+        assert time.monotonic() < end, "the sign of life did not arrive"
+        time.sleep(0.2)
+    return signs[str(run)]
+
+
 @pytest.fixture
 def living(prefect_client: Any) -> Iterator[set[UUID]]:
     """Flow runs that give signs of life as long as the test lasts."""
@@ -143,7 +152,10 @@ def test_dead_processes_are_rescheduled_living_ones_are_left_and_mlflow_runs_of_
     runs = {name: logged(run) for name, run in {"dead": dead, "alive": alive, "cancelled": cancelled}.items()}
     runs["part"] = logged(part)
 
-    told = reconcile(ProjectRef(file=str(tiny_project)), patience_seconds=0, silence_seconds=2, watch_seconds=4)
+    heard(prefect_client, dead)
+    heard(prefect_client, alive)
+
+    told = reconcile(ProjectRef(file=str(tiny_project)), patience_seconds=0, silence_seconds=0.001, watch_seconds=8)
 
     states = {id: prefect_client.read_flow_run(id).state for id in (dead, alive, cancelled, part)}
     assert states[dead].name == "AwaitingRetry", told
@@ -176,5 +188,5 @@ def test_a_process_that_is_heard_while_it_is_listened_for_lives(
     signs = {str(alive): long_ago, str(dead): datetime.now(UTC)}
 
     assert silent(prefect_client, signs, silence=timedelta(minutes=2), watch_seconds=5) == {}
-    signs[str(dead)] = last_signs(prefect_client, [str(dead)])[str(dead)]
-    assert list(silent(prefect_client, signs, silence=timedelta(seconds=1), watch_seconds=5)) == [str(dead)]
+    signs[str(dead)] = heard(prefect_client, dead)
+    assert list(silent(prefect_client, signs, silence=timedelta(0), watch_seconds=8)) == [str(dead)]
