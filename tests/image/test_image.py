@@ -99,15 +99,22 @@ def drop(stack: Stack, folder: Path) -> None:
     s3.upload_file(str(folder / f"treebanks-{CODE}-test.conllu.gz"), "ltsft", f"toy/inbox/{CODE}/pos.test.conllu.gz")
 
 
-@pytest.mark.parametrize("name", ["PREFECT", "MLFLOW"])
-def test_pages_open(stack: Stack, name: str) -> None:
-    auth = ("ltsft", stack.secret("mlflow-password")) if name == "MLFLOW" else None
-    page = httpx.get(stack.url(name), auth=auth, follow_redirects=True, timeout=60)
-    assert page.status_code == 200
-    assert '<div id="root">' in page.text or '<div id="app">' in page.text
-    if name == "PREFECT":
-        assert httpx.get(f"{stack.url(name)}/ui-settings", timeout=60).json()["api_url"] == "/api"
-    assert httpx.get(f"{stack.url(name)}/api/2.0/mlflow/experiments/get?experiment_id=0").status_code in (401, 404)
+def test_pages_open_and_what_they_show_asks_for_a_password(stack: Stack) -> None:
+    prefect, tracking = stack.url("PREFECT"), stack.url("MLFLOW")
+    auth = ("ltsft", stack.secret("mlflow-password"))
+    assert 'id="app"' in httpx.get(prefect, follow_redirects=True, timeout=60).raise_for_status().text
+    assert httpx.get(f"{prefect}/ui-settings", timeout=60).json()["api_url"] == "/api", "wherever it is opened"
+    assert httpx.post(f"{prefect}/api/flows/filter", json={}, timeout=60).status_code == 401
+    assert 'id="root"' in httpx.get(tracking, auth=auth, timeout=60).raise_for_status().text
+    # What the page asks for, from where it was opened: another host than the one that MLflow knows itself by.
+    search, body, origin = (
+        f"{tracking}/ajax-api/2.0/mlflow/experiments/search",
+        {"max_results": 9},
+        {"Origin": tracking},
+    )
+    found = httpx.post(search, json=body, auth=auth, headers=origin, timeout=60).raise_for_status().json()
+    assert "toy" in {experiment["name"] for experiment in found["experiments"]}
+    assert httpx.post(search, json=body, headers=origin, timeout=60).status_code == 401
 
 
 def test_a_text_becomes_a_row_by_the_schedule_alone_although_each_service_is_killed(
