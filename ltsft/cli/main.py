@@ -233,6 +233,23 @@ def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json
 
 
 @app.command()
+def sfts(file: ProjectFile, method: MethodOption = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """List the SFTs of a project, the newest of each, with the folders that other commands take."""
+    with told_errors():
+        from tasks.workspace import open_workspace, stored_sfts
+
+        found = stored_sfts(open_workspace(project_ref(file, None, None, overrides, method), needs_data=False))
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2, default=str))
+        return
+    if not found:
+        fail(f"no SFT has been learnt yet; make them with: ltsft run {file}")
+    width = max(len(each.subject) for each in found)
+    for each in found:
+        print(f"{each.subject:{width}}  {each.learnt:%Y-%m-%d %H:%M}  {100 * each.density:6.2f} %  {each.folder}")
+
+
+@app.command()
 def compare(
     sfts: Annotated[list[Path], typer.Argument(help="Two or more SFT folders.")], as_json: AsJson = False
 ) -> None:

@@ -58,6 +58,26 @@ def test_plan_lists_every_product_with_the_reason(call: Call, tiny_project: Path
     assert "7 of 7 products are to be made" in result.stdout
 
 
+@pytest.mark.integration
+def test_sfts_lists_each_sft_with_a_folder_that_inspect_takes(
+    call: Call, finished_project: Path, sft_folders: dict[str, Path]
+) -> None:
+    lines = call("sfts", finished_project).stdout.splitlines()
+    rows = json.loads(call("sfts", finished_project, "--json").stdout)
+
+    assert [row["subject"] for row in rows] == sorted(sft_folders)
+    assert {row["subject"]: Path(row["folder"]) for row in rows} == sft_folders
+    assert [line.split()[-1] for line in lines] == [row["folder"] for row in rows]
+    assert call("inspect", rows[0]["folder"]).exit_code == 0
+
+
+def test_sfts_of_a_project_that_has_none_says_how_to_make_them(call: Call, tiny_project: Path) -> None:
+    result = call("sfts", tiny_project)
+
+    assert result.exit_code == 2
+    assert "no SFT has been learnt yet; make them with: ltsft run" in result.stderr
+
+
 def test_plan_as_json_is_data_and_nothing_else(call: Call, tiny_project: Path) -> None:
     result = call("plan", tiny_project, "--json", "--set", "recipes.pos.seeds=[1, 2]")
 
