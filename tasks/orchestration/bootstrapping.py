@@ -22,7 +22,7 @@ from prefect.workers.process import ProcessWorker
 
 from ltsft.errors import ConfigError, ServiceError
 from ltsft.project import Project, ProjectRef
-from tasks.orchestration.automations import ZOMBIE_SECONDS, ensure_automation, zombie_automation
+from tasks.orchestration.automations import HEARTBEAT_SECONDS, ZOMBIE_SECONDS, ensure_automation, zombie_automation
 from tasks.orchestration.changes import Change, Doing
 from tasks.orchestration.deploying import deploy, read_wanted
 from tasks.settings import Settings, read_settings
@@ -115,7 +115,12 @@ def _where_runs_find(file: Path, root: Path) -> str:
 def _template(file: Path, pool_type: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Give a pool's job template, with other defaults where they are given for it or for all pools."""
     if pool_type == "process":
-        return ProcessWorker.get_default_base_job_template()
+        processes = ProcessWorker.get_default_base_job_template()
+        # Silence says that a process is dead: so all of them have to give signs of life.
+        processes["variables"]["properties"]["env"]["default"] = {
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)
+        }
+        return processes
     if pool_type != "kubernetes":
         raise ConfigError(f"a pool is of type kubernetes or process, got {pool_type!r}")
     template: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

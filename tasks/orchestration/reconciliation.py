@@ -185,7 +185,8 @@ def find_silent(runs: Iterable[Run], *, silence: timedelta, watch_seconds: float
     """
     running = [run for run in runs if run.where == "process" and run.state == "RUNNING"]
     with _prefect() as client:
-        signs = {run.id: run.sign for run in running if run.sign is not None}
+        # One that was killed before its first heartbeat never gives one: it is silent since it began.
+        signs = {run.id: run.sign or run.since for run in running}
         return silent(client, signs, silence=silence, watch_seconds=watch_seconds)
 
 

@@ -143,6 +143,7 @@ def test_dead_processes_are_rescheduled_living_ones_are_left_and_mlflow_runs_of_
         return str(tracker.open_run(name="x", kind="x", subject="x", key=str(run), parts={}, tags=tags).run_id)
 
     dead, alive, cancelled = started(Running()), started(Running()), started(Running(), Cancelled())
+    mute = started(Running())  # killed before its first sign of life
     whole = started(Running())
     task_run = prefect_client.create_task_run(_a_task(), whole, dynamic_key="0", state=Running()).id
     part = prefect_client.create_flow_run(_a_flow(), parent_task_run_id=task_run, state=Running()).id
@@ -157,9 +158,10 @@ def test_dead_processes_are_rescheduled_living_ones_are_left_and_mlflow_runs_of_
 
     told = reconcile(ProjectRef(file=str(tiny_project)), patience_seconds=0, silence_seconds=0.001, watch_seconds=8)
 
-    states = {id: prefect_client.read_flow_run(id).state for id in (dead, alive, cancelled, part)}
+    states = {id: prefect_client.read_flow_run(id).state for id in (dead, mute, alive, cancelled, part)}
     assert states[dead].name == "AwaitingRetry", told
     assert "no sign of life for" in states[dead].message
+    assert states[mute].name == "AwaitingRetry", told
     assert states[alive].is_running(), told
     assert states[part].is_crashed(), told
     ended = {name: tracker.client.get_run(run).info.status for name, run in runs.items()}

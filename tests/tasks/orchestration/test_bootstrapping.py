@@ -19,7 +19,7 @@ from prefect.states import Completed, Running
 
 from ltsft.errors import ConfigError
 from tasks.orchestration.automations import HEARTBEAT_SECONDS, zombie_automation
-from tasks.orchestration.bootstrapping import _where_runs_find, bootstrap
+from tasks.orchestration.bootstrapping import _template, _where_runs_find, bootstrap
 from tasks.orchestration.deploying import parse_schedule
 from tasks.settings import read_settings
 
@@ -298,3 +298,9 @@ def test_the_window_of_the_zombie_automation_is_three_heartbeats_or_more() -> No
 def test_a_variable_that_a_pool_does_not_have_is_refused(client: SyncPrefectClient, tiny_project: Path) -> None:
     with pytest.raises(ConfigError, match=r"ltsft-gpu\.json has no variable 'images'; allowed are name, command"):
         bootstrap(tiny_project, root=ROOT, job_variables={"ltsft-gpu.images": "x"}, dry_run=True)
+
+
+def test_every_process_of_a_pool_gives_signs_of_life() -> None:
+    template = _template(Path("ltsft-cpu.json"), "process", {})
+
+    assert template["variables"]["properties"]["env"]["default"] == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
