@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -60,6 +61,10 @@ class Rig:
 
     def ask(self, method: str, path: str, **more: Any) -> Any:
         answer = self.http.request(method, path, **more)
+        end = time.monotonic() + 120
+        while answer.status_code == 503 and time.monotonic() < end:  # SQLite is busy; Prefect's own client asks again
+            time.sleep(0.5)
+            answer = self.http.request(method, path, **more)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
         return answer.json() if answer.content else None
 
