@@ -1,6 +1,6 @@
 """The `ltsft` command. Thin: every command reads its arguments, calls one thing and shows what it gave.
 
-It is the entry point. It and the other `cli_` files alone start flows here; those are imported when they are needed.
+It is the entry point. The files of `ltsft/cli/` alone start flows here; those are imported when they are needed.
 """
 
 from __future__ import annotations
