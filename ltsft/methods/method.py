@@ -36,6 +36,7 @@ class Method(ABC):
         phases: sections of the recipe that it uses, of "full" and "sparse".
         has_languages: whether there are language SFTs, which its compositions are made of.
         has_rounds: whether it selects K weights, in several rounds if the recipe says so.
+        has_norm_biases: whether the biases of layer norms are among the maskable weights.
         is_stacked: whether its product is modules that stay modules when SFTs are composed, and so no diff.
         settings: which of the settings that only some methods have it has.
     """
@@ -45,6 +46,7 @@ class Method(ABC):
     phases: ClassVar[tuple[str, ...]] = ("full", "sparse")
     has_languages: ClassVar[bool] = True
     has_rounds: ClassVar[bool] = True
+    has_norm_biases: ClassVar[bool] = False
     is_stacked: ClassVar[bool] = False
     settings: ClassVar[frozenset[str]] = frozenset()
 
@@ -117,13 +119,7 @@ def budget(recipe: Recipe, maskable: int) -> int:
 
 
 class SupportMethod(Method):
-    """A method whose product is a diff: values on a support.
-
-    Attributes:
-        has_norm_biases: whether the biases of layer norms are among the maskable weights.
-    """
-
-    has_norm_biases: ClassVar[bool] = False
+    """A method whose product is a diff: values on a support."""
 
     def size(self, roles: Roles, recipe: Recipe) -> int:
         """Give K, the size of the support."""

@@ -18,7 +18,7 @@ from ltsft.data import RECORDS, OnError, RowError, Sentence, read_records
 from ltsft.errors import SourceError
 from ltsft.objectives.demands import columns_within, count_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.objective import Belief, Evaluation, TargetObjective
 from ltsft.objectives.spans import spliced, words_by_marks
 from ltsft.objectives.token_classification import most_frequent
 
@@ -65,7 +65,7 @@ class ClassifiedText:
     label: int
 
 
-class Classification:
+class Classification(TargetObjective):
     """Give each text, or each pair of texts, one label.
 
     Args:
@@ -79,12 +79,9 @@ class Classification:
     shown: ClassVar[dict[str, str]] = {"macro_f1": "macro-F1"}
     measures: ClassVar[frozenset[str]] = frozenset({"empty_text_share", "long_sentence_share"})
     example: ClassVar[type] = ClassifiedText
-    background: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
-        self.labels = tuple(labels)
-        self._tokenizer = tokenizer
-        self._max_length = max_length
+        super().__init__(tokenizer, labels=labels, max_length=max_length)
         self._number = {label: i for i, label in enumerate(self.labels)}
 
     @classmethod
@@ -159,14 +156,6 @@ class Classification:
         right = sum(example.label == self._number[answer] for example in examples)
         return right / max(1, len(examples))
 
-    def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
-        """Load the base with a new classifier, initialised from the seed."""
-        return self.new_model(base, self.labels, seed=seed)
-
-    def lengths(self, examples: Sequence[ClassifiedText]) -> list[int] | None:
-        """Give the sub-words of each example."""
-        return [len(e.input_ids) for e in examples]
-
     def collate(self, examples: Sequence[ClassifiedText], generator: Generator) -> dict[str, Tensor]:
         """Pad to the longest.
 
@@ -192,16 +181,12 @@ class Classification:
         ids = spliced(example.input_ids, spans, words)
         return replace(example, input_ids=ids, type_ids=spliced(example.type_ids, spans, types) if types else ())
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Give the mean cross-entropy, in nats."""
-        return self.loss_of(self.scores(model, batch), batch)
-
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Give the logits, (batch, labels), in float32."""
         return (self._logits(model, batch),)
 
     def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
-        """Give what `loss` gives, from the scores."""
+        """Give the mean cross-entropy, in nats."""
         return functional.cross_entropy(scores[0], batch["labels"])
 
     def beliefs(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor], stretches: Tensor) -> list[Belief]:

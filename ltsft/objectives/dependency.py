@@ -22,7 +22,7 @@ from ltsft.data import WORD_MEASURES, OnError, Row, Sentence, read_rows
 from ltsft.errors import SourceError
 from ltsft.objectives.demands import no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.objective import Belief, Evaluation, TargetObjective
 from ltsft.objectives.spans import spliced
 from ltsft.objectives.trees import best_tree
 
@@ -89,7 +89,7 @@ class Parsed(NamedTuple):
     relations: Tensor
 
 
-class DependencyParsing:
+class DependencyParsing(TargetObjective):
     """Find the tree of a sentence.
 
     Args:
@@ -104,12 +104,9 @@ class DependencyParsing:
     shown: ClassVar[dict[str, str]] = {"uas": "UAS"}
     measures: ClassVar[frozenset[str]] = WORD_MEASURES - {"label_agreement"}
     example: ClassVar[type] = ParsedSentence
-    background: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
-        self.labels = tuple(labels)
-        self._tokenizer = tokenizer
-        self._max_length = max_length
+        super().__init__(tokenizer, labels=labels, max_length=max_length)
         self._number = {label: i for i, label in enumerate(self.labels)}
 
     @classmethod
@@ -184,23 +181,6 @@ class DependencyParsing:
             room -= len(kept[place])
         return kept
 
-    @classmethod
-    def majority(cls, rows: Iterable[Row]) -> str | None:
-        """Nothing: a tree has no most frequent answer."""
-        return None
-
-    def majority_score(self, answer: str, examples: Sequence[ParsedSentence]) -> float:
-        """Nothing: no single answer answers anything."""
-        return 0.0
-
-    def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
-        """Load the base with a new parser's head, which begins at zero."""
-        return self.new_model(base, self.labels, seed=seed)
-
-    def lengths(self, examples: Sequence[ParsedSentence]) -> list[int] | None:
-        """Give the sub-words of each sentence."""
-        return [len(e.input_ids) for e in examples]
-
     def collate(self, examples: Sequence[ParsedSentence], generator: Generator) -> dict[str, Tensor]:
         """Pad to the longest.
 
@@ -230,10 +210,6 @@ class DependencyParsing:
         ids = spliced(example.input_ids, spans, words)
         return replace(example, input_ids=ids, places=spliced(example.places, spans, places))
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Give the cross-entropy of heads plus that of relations to the gold heads, means over words, in nats."""
-        return self.loss_of(self.scores(model, batch), batch)
-
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Score all heads, and the relations to the gold heads: (batch, words, words + 1), (words, relations)."""
         return self._scores(cast("BiaffineParser", model), batch)
@@ -245,7 +221,7 @@ class DependencyParsing:
         return [(1.0, heads), (1.0, functional.log_softmax(relations, dim=-1))]
 
     def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
-        """Give what `loss` gives, from the scores."""
+        """Give the cross-entropy of heads plus that of relations to the gold heads, means over words, in nats."""
         arcs, relations = scores
         where = batch["heads"] != IGNORE
         arc_loss = functional.cross_entropy(arcs[where], batch["heads"][where])

@@ -23,7 +23,7 @@ from ltsft.objectives.documents import (
     position_in_document,
     split_documents,
 )
-from ltsft.objectives.objective import Evaluation
+from ltsft.objectives.objective import Evaluation, Objective
 
 LINES_AT_ONCE = 1000
 SEQUENCES_AT_ONCE = 32
@@ -31,7 +31,7 @@ ROWS_AT_ONCE = 16
 SHORTEST_PIECE = 3  # a cls, a sub-word and a sep
 
 
-class MaskedLM:
+class MaskedLM(Objective):
     """Predict masked sub-words of packed text.
 
     Args:

@@ -19,11 +19,11 @@ from ltsft.config import Source, TargetTask
 from ltsft.data import OnError, Record, RowError, Sentence, read_records
 from ltsft.objectives.demands import columns_within, no_labels, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.objective import Belief, Evaluation, TargetObjective
 from ltsft.objectives.spans import spliced, words_by_marks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 COLUMNS = {"question": "question", "context": "context", "answers": "answers"}
 OVERLAP = 0.33
@@ -82,7 +82,7 @@ class Window:
     answers: tuple[str, ...]
 
 
-class QuestionAnswering:
+class QuestionAnswering(TargetObjective):
     """Point at the answer to a question.
 
     Args:
@@ -96,12 +96,6 @@ class QuestionAnswering:
     shown: ClassVar[dict[str, str]] = {"exact_match": "exact match"}
     measures: ClassVar[frozenset[str]] = frozenset({"empty_text_share", "answer_mismatch_share"})
     example: ClassVar[type] = Window
-    background: ClassVar[str] = ""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str] = (), max_length: int) -> None:
-        self.labels = tuple(labels)
-        self._tokenizer = tokenizer
-        self._max_length = max_length
 
     @classmethod
     def problems(cls, target: TargetTask) -> list[str]:
@@ -194,23 +188,6 @@ class QuestionAnswering:
         offsets = encoded["offset_mapping"]
         return question if len(offsets) <= room else question[: offsets[room - 1][1]]
 
-    @classmethod
-    def majority(cls, rows: Iterable[QuestionRow]) -> str | None:
-        """Nothing: there is no most frequent answer."""
-        return None
-
-    def majority_score(self, answer: str, examples: Sequence[Window]) -> float:
-        """Nothing: no single answer answers anything."""
-        return 0.0
-
-    def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
-        """Load the base with a new head, initialised from the seed."""
-        return self.new_model(base, (), seed=seed)
-
-    def lengths(self, examples: Sequence[Window]) -> list[int] | None:
-        """Give the sub-words of each window."""
-        return [len(e.input_ids) for e in examples]
-
     def collate(self, examples: Sequence[Window], generator: Generator) -> dict[str, Tensor]:
         """Pad to the longest.
 
@@ -239,10 +216,6 @@ class QuestionAnswering:
         type_ids = spliced(example.type_ids, spans, types) if types else ()
         return replace(example, input_ids=ids, type_ids=type_ids, offsets=(), start=0, end=0)
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Give the mean of the cross-entropies of start and end, in nats."""
-        return self.loss_of(self.scores(model, batch), batch)
-
     def scores(self, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Give the logits of start and end, each (batch, length), in float32."""
         return self._logits(model, batch)
@@ -258,7 +231,7 @@ class QuestionAnswering:
         return made
 
     def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
-        """Give what `loss` gives, from the scores."""
+        """Give the mean of the cross-entropies of start and end, in nats."""
         starts, ends = scores
         return (functional.cross_entropy(starts, batch["starts"]) + functional.cross_entropy(ends, batch["ends"])) / 2
 

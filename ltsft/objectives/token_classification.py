@@ -19,7 +19,7 @@ from ltsft.data import WORD_MEASURES, OnError, Sentence, TaggedRow, read_rows, r
 from ltsft.errors import SourceError
 from ltsft.objectives.demands import count_labels, no_columns, schemes_within
 from ltsft.objectives.lengths import attention, like_lengths, padded
-from ltsft.objectives.objective import Belief, Evaluation
+from ltsft.objectives.objective import Belief, Evaluation, TargetObjective
 from ltsft.objectives.spans import spliced
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class TaggedPiece:
     words: int
 
 
-class TokenClassification:
+class TokenClassification(TargetObjective):
     """Label each word, as in part-of-speech tagging: ``conllu:`` (its universal tags) or ``conll:`` (the last column).
 
     Args:
@@ -57,15 +57,11 @@ class TokenClassification:
 
     metric: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "words"
-    shown: ClassVar[dict[str, str]] = {}
     measures: ClassVar[frozenset[str]] = WORD_MEASURES
     example: ClassVar[type] = TaggedPiece
-    background: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
-        self.labels = tuple(labels)
-        self._tokenizer = tokenizer
-        self._max_length = max_length
+        super().__init__(tokenizer, labels=labels, max_length=max_length)
         self._number = {label: i for i, label in enumerate(self.labels)}
 
     @classmethod
@@ -132,10 +128,6 @@ class TokenClassification:
         right = sum(piece.labels.count(self._number[answer]) for piece in examples)
         return right / max(1, sum(piece.words for piece in examples))
 
-    def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
-        """Load the base with a new classifier, initialised from the seed."""
-        return self.new_model(base, self.labels, seed=seed)
-
     def encode(self, sentences: Iterable[tuple[Sequence[str], Sequence[str]]]) -> list[TaggedPiece]:
         """Turn sentences, (words, labels) each, into pieces.
 
@@ -172,10 +164,6 @@ class TokenClassification:
         targets.append(IGNORE)
         return TaggedPiece(sentence, tuple(ids), tuple(targets), len(subwords))
 
-    def lengths(self, examples: Sequence[TaggedPiece]) -> list[int] | None:
-        """Give the sub-words of each piece."""
-        return [len(e.input_ids) for e in examples]
-
     def collate(self, examples: Sequence[TaggedPiece], generator: Generator) -> dict[str, Tensor]:
         """Pad to the longest: `input_ids`, `attention_mask` and `labels`, all (batch, length)."""
         rows = [e.input_ids for e in examples]
@@ -204,12 +192,8 @@ class TokenClassification:
         """Give the log-probabilities of the labels of each word, at its first sub-word."""
         return [(1.0, functional.log_softmax(scores[0][batch["labels"] != IGNORE], dim=-1))]
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Give the mean cross-entropy over labelled words, in nats; 0 where no word of the batch has a sub-word."""
-        return self.loss_of(self.scores(model, batch), batch)
-
     def loss_of(self, scores: tuple[Tensor, ...], batch: dict[str, Tensor]) -> Tensor:
-        """Give what `loss` gives, from the scores."""
+        """Give the mean cross-entropy over labelled words, in nats; 0 where no word of the batch has a sub-word."""
         labels = batch["labels"].flatten()
         total = functional.cross_entropy(scores[0].flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum")
         return total / (labels != IGNORE).sum().clamp(min=1)

@@ -5,6 +5,13 @@ from ltsft.training.checkpoints import checkpoint_progress as checkpoint_progres
 from ltsft.training.consistent import Consistent as Consistent
 from ltsft.training.phase import Phase as Phase
 from ltsft.training.phase import run_phase as run_phase
+from ltsft.training.prepare import Training as Training
+from ltsft.training.prepare import TrainingData as TrainingData
+from ltsft.training.prepare import labelled_rows as labelled_rows
+from ltsft.training.prepare import language_training as language_training
+from ltsft.training.prepare import objective_of as objective_of
+from ltsft.training.prepare import split_examples as split_examples
+from ltsft.training.prepare import task_training as task_training
 from ltsft.training.processes import is_first_process as is_first_process
 from ltsft.training.processes import join_processes as join_processes
 from ltsft.training.processes import send_files as send_files
@@ -12,7 +19,6 @@ from ltsft.training.several import FromLanguage as FromLanguage
 from ltsft.training.several import Mixture as Mixture
 from ltsft.training.several import SeveralSources as SeveralSources
 from ltsft.training.several import sampling_shares as sampling_shares
-from ltsft.training.train import OnProgress as OnProgress
-from ltsft.training.train import Progress as Progress
-from ltsft.training.train import TrainingData as TrainingData
+from ltsft.training.stages import OnProgress as OnProgress
+from ltsft.training.stages import Progress as Progress
 from ltsft.training.train import train_sft as train_sft

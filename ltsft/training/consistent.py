@@ -26,17 +26,8 @@ from ltsft.base import Base
 from ltsft.config import Consistency, Precision
 from ltsft.objectives import Belief, Evaluation, Objective, TargetObjective, padded
 from ltsft.training.augmentation import Augmenter, Word
-from ltsft.training.several import SeveralSources
 
-__all__ = [
-    "Consistent",
-    "begin_phase",
-    "consistency_of",
-    "divergence",
-    "drop_first_stage",
-    "keep_first_stage",
-    "symmetric_divergence",
-]
+__all__ = ["Consistent", "divergence", "symmetric_divergence"]
 
 PREFIX = "augmented."
 STRETCHES, STRETCHES_BEFORE, SEED = f"{PREFIX}stretches", f"{PREFIX}stretches_before", f"{PREFIX}seed"
@@ -44,7 +35,7 @@ LOWEST = -1e4
 """Stands for the logarithm of 0."""
 
 
-class Consistent:
+class Consistent(Objective):
     """An objective with penalties on outputs that augmentation changes.
 
     Args:
@@ -68,19 +59,33 @@ class Consistent:
         self._batches = 0
 
     @property
-    def wants_first_stage(self) -> bool:
-        """Whether there is model consistency, which needs a first stage."""
-        return self._settings.model > 0
-
-    @property
     def _is_active(self) -> bool:
-        wanted = self._settings.example > 0 or (self.wants_first_stage and self.first_stage is not None)
+        wanted = self._settings.example > 0 or self.first_stage is not None
         return self._phase in ("full", "sparse") and wanted
 
-    def begin(self, phase: str) -> None:
-        """Say which phase begins: a head phase, which nothing is left of but a start, goes without penalties."""
+    def begin_phase(self, phase: str) -> None:
+        """Take note of the phase: a head phase, which nothing is left of but a start, goes without penalties."""
         self._phase = phase
         self._sums, self._batches = {}, 0
+
+    def keep_first_stage(self, model: nn.Module, precision: Precision) -> nn.Module | None:
+        """Keep a frozen copy of the model as it is, where there is model consistency.
+
+        The copy is in bfloat16 if training is, in float32 otherwise. It lives in the sparse phase, which has neither
+        the gradients nor the optimizer state of the full phase: that is still where a training needs most memory.
+        """
+        if not self._settings.model:
+            return None
+        copied: Any = deepcopy(model).requires_grad_(False)
+        if precision == "bf16":
+            copied.to(torch.bfloat16)
+        copied.train(False)
+        self.first_stage = copied
+        return self.first_stage
+
+    def drop_first_stage(self) -> None:
+        """Let go of the copy."""
+        self.first_stage = None
 
     def build_model(self, base: Base, *, seed: int) -> PreTrainedModel:
         """Load the base with the head of the objective."""
@@ -129,7 +134,7 @@ class Consistent:
             plainly = self._objective.beliefs(scores, given, batch[STRETCHES_BEFORE])
             penalties["example"] = _compared(symmetric_divergence, plainly, said)
             loss = loss + self._settings.example * penalties["example"]
-        if self.wants_first_stage and self.first_stage is not None:
+        if self.first_stage is not None:
             with torch.no_grad(), self._noise(self.first_stage, batch):
                 found = self._objective.scores(self.first_stage, augmented)
                 before = self._objective.beliefs(found, augmented, batch[STRETCHES])
@@ -142,7 +147,7 @@ class Consistent:
         """Score a model; penalties have no part in it."""
         return self._objective.evaluate(model, examples)
 
-    def told(self) -> dict[str, float]:
+    def figures(self) -> dict[str, float]:
         """Give the mean of each penalty, without its weight, since this was last asked."""
         means = {f"{name}_consistency": float(total) / self._batches for name, total in self._sums.items()}
         self._sums, self._batches = {}, 0
@@ -204,46 +209,6 @@ def divergence(target: Tensor, said: Tensor) -> Tensor:
 def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
     """Give KL(stop(first) || second) + KL(stop(second) || first); arguments and result as for `divergence`."""
     return divergence(first, second) + divergence(second, first)
-
-
-def consistency_of(objective: Objective) -> Consistent | None:
-    """Give the consistency that an objective, or what it wraps, has; None if it has none."""
-    inner = objective.objective if isinstance(objective, SeveralSources) else objective
-    return inner if isinstance(inner, Consistent) else None
-
-
-def begin_phase(objective: Objective, phase: str) -> None:
-    """Tell an objective which phase begins, where it makes a difference."""
-    consistent = consistency_of(objective)
-    if consistent is not None:
-        consistent.begin(phase)
-
-
-def keep_first_stage(objective: Objective, model: nn.Module, precision: Precision) -> None:
-    """Keep a frozen copy of the model as it is, for model consistency, where the objective has it.
-
-    The copy is in bfloat16 if training is, in float32 otherwise. It lives in the sparse phase, which has neither the
-    gradients nor the optimizer state of the full phase: that is still where a training needs most memory.
-    """
-    consistent = consistency_of(objective)
-    if consistent is None or not consistent.wants_first_stage:
-        return
-    first_stage: Any = deepcopy(model).requires_grad_(False)
-    if precision == "bf16":
-        first_stage.to(torch.bfloat16)
-    first_stage.train(False)
-    consistent.first_stage = first_stage
-    if isinstance(objective, SeveralSources):
-        objective.follow(first_stage)
-
-
-def drop_first_stage(objective: Objective) -> None:
-    """Let go of the copy that `keep_first_stage` made."""
-    consistent = consistency_of(objective)
-    if consistent is not None:
-        consistent.first_stage = None
-        if isinstance(objective, SeveralSources):
-            objective.follow(None)
 
 
 def _number_stretches(

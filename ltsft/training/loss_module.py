@@ -13,7 +13,6 @@ from torch.autograd.function import FunctionCtx
 from ltsft.errors import TrainingError
 from ltsft.objectives import Objective
 from ltsft.training.optim import SupportModule
-from ltsft.training.several import SeveralSources
 
 _Loaded = namedtuple("_Loaded", "missing_keys unexpected_keys")
 
@@ -67,7 +66,7 @@ class LossModule(nn.Module):
         self._loss: nn.Module = loss if self.sparse is None else self.sparse
         self.trained = {**self.maskable, **head}
         self.tokens = 0
-        self._several = objective if isinstance(objective, SeveralSources) else None
+        self._objective = objective
         self._l1 = l1
         self._weights = sum(p.numel() for p in maskable.values())
         self._pull_to = pull_to
@@ -76,8 +75,7 @@ class LossModule(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the loss of a batch, with the L1 pull, as Trainer wants it."""
-        if self._several is not None:
-            self._several.put_in(batch)
+        self._objective.before_batch(batch)
         loss = self._loss(batch)
         if self._l1:
             loss = loss + self._l1 * self.l1_distance() / self._weights

@@ -33,7 +33,6 @@ from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.objectives import Objective
 from ltsft.precision import autocast
 from ltsft.training.checkpoints import WHOLE, newest_checkpoint
-from ltsft.training.consistent import begin_phase, consistency_of
 from ltsft.training.dropout import lean_dropout
 from ltsft.training.loss_module import LossModule
 from ltsft.training.processes import (
@@ -43,7 +42,6 @@ from ltsft.training.processes import (
     of_first_process,
     wait_for_all,
 )
-from ltsft.training.several import Mixture, SeveralSources
 
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 POOL_BATCHES = 50
@@ -107,7 +105,7 @@ def run_phase(phase: Phase, report: OnStep) -> PhaseResult:
         InterruptedTraining: it was asked to stop, and a checkpoint is saved.
     """
     phase.folder.mkdir(parents=True, exist_ok=True)
-    begin_phase(phase.objective, phase.name)
+    phase.objective.begin_phase(phase.name)
     done, best = phase.folder / "done.json", phase.folder / "best.safetensors"
     module = LossModule(
         phase.model,
@@ -199,9 +197,7 @@ def _optimizer(phase: Phase, module: LossModule) -> torch.optim.Optimizer:
     )
     if module.sparse is not None:
         module.sparse.follow(optimizer)
-    if isinstance(phase.objective, SeveralSources):
-        several = phase.objective
-        optimizer.register_step_pre_hook(lambda *_: several.take_out())
+    optimizer.register_step_pre_hook(lambda *_: phase.objective.before_step())
     return optimizer
 
 
@@ -216,9 +212,8 @@ class _Stream(Dataset[tuple[int, Any]]):
         self._lengths = phase.objective.lengths(examples)
         self._epoch = -1
         self._order = torch.empty(0)
-        self._whole: Tensor | None = None
-        if isinstance(examples, Mixture):
-            self._whole = examples.order(-(-total // self._batch), self._batch, seed=phase.seed)
+        batches = -(-total // self._batch)
+        self._whole = phase.objective.order(examples, batches, self._batch, seed=phase.seed)
 
     def __len__(self) -> int:
         return self._total
@@ -277,8 +272,7 @@ class _Watch(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if isinstance(self._phase.objective, SeveralSources):
-            self._phase.objective.take_out()  # a step that loss scaling skipped has not done it
+        self._phase.objective.before_step()  # a step that loss scaling skipped has not done it
         if state.global_step in self._evaluate_at:
             self._evaluate(state.global_step)
         if state.global_step < self._steps:
@@ -318,8 +312,7 @@ class _Watch(TrainerCallback):
             "l1_distance": distance,
             "tokens_per_second": self._module.tokens * args.world_size / seconds,
         }
-        consistent = consistency_of(self._phase.objective)
-        metrics |= consistent.told() if consistent is not None else {}
+        metrics |= self._phase.objective.figures()
         self._module.tokens, self._counted_at = 0, now
         self._report(state.global_step, self._steps, self._named(metrics))
 

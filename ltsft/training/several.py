@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base
 from ltsft.composition import Part, composed
+from ltsft.config import Precision
 from ltsft.errors import TrainingError
 from ltsft.methods import Bottlenecks, as_diffs, bottlenecks_of, stack_of
 from ltsft.objectives import Evaluation, Objective
@@ -106,7 +107,7 @@ def sampling_shares(sizes: Mapping[str, int], *, temperature: float, weights: Ma
     return {language: share / sum(raw.values()) for language, share in raw.items()}
 
 
-class SeveralSources:
+class SeveralSources(Objective):
     """An objective over several languages: the same loss, with the language SFT of the batch in place.
 
     Attributes:
@@ -138,12 +139,6 @@ class SeveralSources:
         self._encoder = dict(model.base_model.named_parameters())
         return model
 
-    def follow(self, model: nn.Module | None) -> None:
-        """Put the SFTs into another model too, such as a frozen first stage; None: into no other any more."""
-        self.take_out()
-        encoder: Any = model.base_model if model is not None else None
-        self._follower = dict(encoder.named_parameters()) if encoder is not None else {}
-
     def lengths(self, examples: Sequence[FromLanguage]) -> list[int] | None:
         """Give the sub-words of each example."""
         return self.objective.lengths([e.example for e in examples])
@@ -153,13 +148,43 @@ class SeveralSources:
         batch = self.objective.collate([e.example for e in examples], generator)
         return {**batch, SOURCE: torch.tensor(examples[0].language)}
 
+    def order(self, examples: Sequence[FromLanguage], batches: int, size: int, *, seed: int) -> Tensor | None:
+        """Say which example comes when, where languages are mixed; see `Mixture.order`."""
+        return examples.order(batches, size, seed=seed) if isinstance(examples, Mixture) else None
+
+    def begin_phase(self, phase: str) -> None:
+        """Tell what is learnt."""
+        self.objective.begin_phase(phase)
+
+    def keep_first_stage(self, model: nn.Module, precision: Precision) -> nn.Module | None:
+        """Have what is learnt keep a copy; the SFTs are put into that as well."""
+        first_stage = self.objective.keep_first_stage(model, precision)
+        if first_stage is not None:
+            self._follow(first_stage)
+        return first_stage
+
+    def drop_first_stage(self) -> None:
+        """Have what is learnt let go of its copy."""
+        self.objective.drop_first_stage()
+        self._follow(None)
+
+    def figures(self) -> dict[str, float]:
+        """Give what was measured in what is learnt."""
+        return self.objective.figures()
+
+    def _follow(self, model: nn.Module | None) -> None:
+        """Put the SFTs into another model too; None: into no other any more."""
+        self.before_step()
+        encoder: Any = model.base_model if model is not None else None
+        self._follower = dict(encoder.named_parameters()) if encoder is not None else {}
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-        """Give the loss with the language SFT of the batch in place; it stays there until `take_out`."""
-        self.put_in(batch)
+        """Give the loss with the language SFT of the batch in place; it stays there until `before_step`."""
+        self.before_batch(batch)
         return self.objective.loss(model, {name: value for name, value in batch.items() if name != SOURCE})
 
     @torch.no_grad()
-    def take_out(self) -> None:
+    def before_step(self) -> None:
         """Put back the weights that the language SFT in place has changed, bit for bit."""
         for weights, indices, values in self._saved:
             weights.view(-1)[indices] = values
@@ -168,7 +193,7 @@ class SeveralSources:
         self._saved, self._in_place = [], None
 
     @torch.no_grad()
-    def put_in(self, batch: Mapping[str, Tensor]) -> None:
+    def before_batch(self, batch: Mapping[str, Tensor]) -> None:
         """Put the language SFT of a batch in place, unless it is there.
 
         It has to happen before anything looks at the weights for this batch: autograd refuses views that are changed.
@@ -176,7 +201,7 @@ class SeveralSources:
         number = int(batch[SOURCE])
         if number == self._in_place:
             return
-        self.take_out()
+        self.before_step()
         sft = list(self._sfts.values())[number]
         if sft is not None and sft.adapter and self._model is not None:
             if number not in self._modules:
@@ -200,7 +225,7 @@ class SeveralSources:
         Languages without an example are left out. Figures of a language are there as ``<figure>.<language>``; outcomes
         are those of all languages in turn.
         """
-        self.take_out()
+        self.before_step()
         found = {}
         for number, (language, sft) in enumerate(self._sfts.items()):
             own = [e.example for e in examples if e.language == number]

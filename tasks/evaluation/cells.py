@@ -26,10 +26,11 @@ from ltsft.objectives import OBJECTIVES, MaskedLM
 from ltsft.project import Step, language_subject, task_subject
 from ltsft.report import Pair, Plot, html_page, interference_figure, matrix_figure
 from ltsft.sft import SFT
+from ltsft.training import labelled_rows
 from tasks.evaluation.matrix import PAGE, read_matrix, write_page
 from tasks.orchestration import artifact_key, is_service_away
 from tasks.tracking import Child, RunHandle
-from tasks.training import labelled_rows, target_objective
+from tasks.training import target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 OUTCOMES = "outcomes"

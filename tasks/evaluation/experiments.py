@@ -26,10 +26,11 @@ from ltsft.evaluation import Outcomes
 from ltsft.experiments import Comparison, DensitySweep, ScoredCell
 from ltsft.methods import method_named
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
+from ltsft.training import split_examples
 from tasks.evaluation.cells import OUTCOMES, target_scorer
 from tasks.orchestration import artifact_key, is_service_away
 from tasks.tracking import Child, Record, canonical_json
-from tasks.training import split_examples, target_objective
+from tasks.training import target_objective
 from tasks.workspace import Workspace
 
 VERSION = 1

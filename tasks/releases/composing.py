@@ -15,10 +15,10 @@ from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
 from ltsft.serving import READERS
 from ltsft.sft import read_manifest
+from ltsft.training import labelled_rows
 from tasks.releases.pyfunc import save_pyfunc
 from tasks.releases.registry import MODEL
 from tasks.tracking import RunHandle
-from tasks.training import labelled_rows
 from tasks.workspace import SFT_FOLDER, Workspace
 
 COMPOSITION_FILE = "composition.json"

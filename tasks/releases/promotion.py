@@ -25,6 +25,7 @@ from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
 from ltsft.release import Canary, Composition, Measured, Slot, Verdict, has_passed, judge, load_parts
 from ltsft.serving import READERS
+from ltsft.training import labelled_rows
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
 from tasks.orchestration import is_service_away
 from tasks.releases.canary import run_canary
@@ -43,7 +44,7 @@ from tasks.releases.registry import (
     release_subject,
 )
 from tasks.tracking import Record, RunHandle, canonical_json, user_name
-from tasks.training import labelled_rows, target_objective
+from tasks.training import target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
 CELL_RUN, SEED, TEST = "ltsft.cell_run", "ltsft.seed", "ltsft.test"

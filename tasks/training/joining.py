@@ -8,7 +8,6 @@ Nothing here talks to Prefect, MLflow or S3. See tasks/training/nodes.py for the
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import socket
@@ -17,14 +16,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but in no __all__
 
 from ltsft.errors import LtsftError
 from tasks.settings import quiet_services, read_settings
 from tasks.training.nodes import ANSWER, FAILED, JOB, LEFT, LOOK_SECONDS, OVER, PARTING_SECONDS, ready
-from tasks.training.together import STOP, end_processes, prepare, start_processes
+from tasks.training.together import STOP, JointTraining, end_processes, prepare, start_processes
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,24 +43,23 @@ def join(index: int) -> int:
     store = _reach(address, asked)
     if store is None:
         return 1
-    told = json.loads(store.get(JOB))
+    joint = JointTraining.model_validate_json(store.get(JOB))
     with tempfile.TemporaryDirectory(prefix="ltsft-node-") as folder:
         try:
-            prepare(told, Path(folder))
+            prepare(joint, Path(folder))
         except LtsftError as error:
             store.set(FAILED, f"node {index}: {type(error).__name__}: {error}")
             raise
-        _LOG.info("node %d of %d trains with %s", index, told["nodes"], address)
+        _LOG.info("node %d of %d trains with %s", index, joint.nodes, address)
         store.set(ready(index), "")
-        return _train(told, Path(folder), index, address, store, asked)
+        return _train(joint, Path(folder), index, address, store, asked)
 
 
 def _train(
-    told: dict[str, Any], folder: Path, index: int, address: str, store: TCPStore, asked: threading.Event
+    joint: JointTraining, folder: Path, index: int, address: str, store: TCPStore, asked: threading.Event
 ) -> int:
-    place = [f"--nnodes={told['nodes']}", f"--node-rank={index}"]
-    place += [f"--master-addr={address}", f"--master-port={told['port']}"]
-    running = start_processes(folder, told["processes"], place, output=sys.stderr.fileno(), errors=sys.stderr.fileno())
+    errors = sys.stderr.fileno()
+    running = start_processes(joint, folder, node=index, first=address, output=errors, errors=errors)
     end = None
     while not is_over(store):
         if asked.is_set() and not (folder / STOP).exists():

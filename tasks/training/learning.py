@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from prefect import task
@@ -21,12 +20,12 @@ from ltsft.precision import numerics_of, summarise
 from ltsft.project import Language, Step, language_subject
 from ltsft.report import density_figure
 from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft
-from ltsft.training import Progress, TrainingData, train_sft
+from ltsft.training import Progress, Training, train_sft
 from tasks.orchestration import ProgressReporter, is_service_away, refuse_if_crashed, run_stoppable
 from tasks.settings import read_settings
 from tasks.tracking import RunHandle
-from tasks.training.preparing import language_training, task_training
-from tasks.training.together import Job, train_together
+from tasks.training.preparing import Assignment
+from tasks.training.together import JointTraining, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 
@@ -34,13 +33,14 @@ from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 def train_language_sft(workspace: Workspace, language: Language, step: Step, run: RunHandle) -> Path:
     """Learn a language SFT from raw text; give the folder that holds it."""
     folder = workspace.working_folder(step)
-    what = language_training(workspace.project, workspace.base, language, folder)
-    examples, held_out = what["data"].examples, what["data"].held_out
-    length = workspace.project.recipes["language"].max_length
-    get_run_logger().info("%s: %d sequences of %d sub-words", language.code, len(examples) + len(held_out), length)
+    assignment = _assignment(step)
+    training = assignment.training(workspace.project, workspace.base, folder)
+    [data, *_] = training.rounds
+    held_out, sequences = data.held_out, len(data.examples) + len(data.held_out)
+    get_run_logger().info("%s: %d sequences of %d sub-words", language.code, sequences, training.recipe.max_length)
     (folder / HELD_OUT).parent.mkdir(exist_ok=True)
     np.save(folder / HELD_OUT, np.stack([held_out[i] for i in range(len(held_out))]), allow_pickle=False)
-    return _train(workspace, step, run, what, {})
+    return _train(workspace, step, run, assignment, training)
 
 
 @task(name="train task SFT", task_run_name="train {step.product.subject}", cache_policy=NO_CACHE)
@@ -54,49 +54,64 @@ def train_task_sft(
     """
     applied = data if method_named(workspace.project.method).has_languages else ()
     sources = {code: workspace.tracker.download(workspace.made(language_subject(code)), SFT_FOLDER) for code in applied}
-    what = task_training(workspace.project, workspace.base, target, step.product.language, sources)
-    return _train(workspace, step, run, what, sources)
+    assignment = _assignment(step, sources)
+    training = assignment.training(workspace.project, workspace.base, workspace.working_folder(step))
+    return _train(workspace, step, run, assignment, training)
 
 
-def _train(workspace: Workspace, step: Step, run: RunHandle, what: dict[str, Any], sources: Mapping[str, Path]) -> Path:
-    folder = workspace.working_folder(step)
+def _assignment(step: Step, sources: Mapping[str, Path] | None = None) -> Assignment:
+    """Give what is told to each process that trains a product."""
     product = step.product
-    recipe = what["recipe"]
-    more: dict[str, Any] = {
-        "seed": product.seed or 0,
-        "details": {
+    return Assignment(
+        kind=product.kind,
+        language=product.language,
+        target_task=product.target_task,
+        sources=dict(sources or {}),
+        seed=product.seed or 0,
+        details={
             "key": product.key,
             "data": {name: product.parts[name] for name in ("text", "train", "dev") if name in product.parts},
             "parents": product.parts["upstream"],
             **({"objective": product.parts["objective"]} if product.kind == "task" else {}),
         },
-        "checkpoint_seconds": 60.0 * workspace.project.store.checkpoint_minutes,
-        "device": workspace.device,
-    }
+    )
+
+
+def _train(workspace: Workspace, step: Step, run: RunHandle, assignment: Assignment, training: Training) -> Path:
+    folder = workspace.working_folder(step)
+    product, recipe = step.product, training.recipe
+    checkpoint_seconds = 60.0 * workspace.project.store.checkpoint_minutes
     if recipe.nodes > 1:
         refuse_if_crashed(flow_run.get_id(), crashes=read_settings().crashes)
-    project = workspace.project.name
-    rounds = recipe.iterations if isinstance(what["data"], TrainingData) else len(what["data"])
 
     def train(should_stop: Callable[[], bool]) -> Path:
         def on_progress(progress: Progress) -> None:
             workspace.check_claim(product.key)
             reporter(progress)
 
+        project, rounds = workspace.project.name, len(training.rounds)
         with (
             ProgressReporter(run, name=product.subject, project=project, iterations=rounds) as reporter,
             workspace.checkpoints(step),
         ):
             if recipe.processes > 1 or recipe.nodes > 1:
-                folders = {code: str(folder) for code, folder in sources.items()}
-                job = Job(workspace.ref, product.kind, product.language, product.target_task, folders, more)
-                train_together(
-                    job, folder, processes=recipe.processes, nodes=recipe.nodes, on_progress=on_progress,
-                    should_stop=should_stop,
-                )  # fmt: skip
-                return folder / SFT_FOLDER
+                joint = JointTraining(
+                    ref=workspace.ref,
+                    assignment=assignment,
+                    nodes=recipe.nodes,
+                    processes=recipe.processes,
+                    checkpoint_seconds=checkpoint_seconds,
+                    device=workspace.device,
+                )
+                return train_together(joint, folder, on_progress=on_progress, should_stop=should_stop)
             sft = train_sft(
-                workspace.base, folder=folder, on_progress=on_progress, should_stop=should_stop, **what, **more
+                workspace.base,
+                training,
+                folder=folder,
+                checkpoint_seconds=checkpoint_seconds,
+                device=workspace.device,
+                on_progress=on_progress,
+                should_stop=should_stop,
             )
             learnt_by = method_named(sft.method).summary
             return save_sft(sft, folder / SFT_FOLDER, values=recipe.values, learnt_by=learnt_by)

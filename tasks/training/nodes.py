@@ -12,16 +12,14 @@ in but pods of trainings.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but in no __all__
 
@@ -50,12 +48,12 @@ class Meeting:
 
     Args:
         nodes: how many there are, the first included.
-        told: what the others are told.
+        told: what the others are told, as JSON.
     """
 
-    def __init__(self, nodes: int, told: Mapping[str, Any]) -> None:
+    def __init__(self, nodes: int, told: str) -> None:
         self._nodes = nodes
-        self._told = json.dumps(dict(told))
+        self._told = told
 
     def __enter__(self) -> Meeting:
         port = read_settings().nodes_port

@@ -19,14 +19,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import Field
 
 from ltsft.base import Base, load_base, locate_base
+from ltsft.config import Frozen
 from ltsft.data import ensure_local
 from ltsft.errors import InterruptedTraining, LtsftError, ServiceError, TrainingError
 from ltsft.methods import method_named
@@ -42,7 +43,7 @@ from ltsft.training import (
     train_sft,
 )
 from tasks.training.nodes import LOOK_SECONDS, Meeting, await_stop, pass_on_stop
-from tasks.training.preparing import language_training, task_training
+from tasks.training.preparing import Assignment
 from tasks.workspace import SFT_FOLDER
 
 JOB, STOP, REFUSED, ERRORS = "job.json", "stop", "refused", "processes.log"
@@ -57,41 +58,54 @@ _LOG = logging.getLogger(__name__)
 _TAIL = 3000
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the processes are told: the project, which product, and what `train_sft` gets besides."""
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("", 0))
+        return int(opened.getsockname()[1])
+
+
+class JointTraining(Frozen):
+    """A training by several processes, as each of them is told of it, in JSON.
+
+    Attributes:
+        ref: the project.
+        assignment: the product that is trained.
+        nodes: machines, the first one included; the others come by themselves (tasks/training/joining.py).
+        processes: of each node.
+        port: where the processes of several nodes meet.
+        checkpoint_seconds: time between checkpoints.
+        device: "cpu" or "cuda".
+    """
 
     ref: ProjectRef
-    kind: str
-    language: str
-    target_task: str | None
-    sources: dict[str, str]
-    more: dict[str, Any]
+    assignment: Assignment
+    nodes: int = 1
+    processes: int
+    port: int = Field(default_factory=_free_port)
+    checkpoint_seconds: float
+    device: str
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """As JSON knows it."""
-        return {**asdict(self), "ref": self.ref.model_dump(mode="json")}
+    def place(self, node: int, first: str) -> list[str]:
+        """Say to torchrun which node this is, and at which address the first one is."""
+        if self.nodes == 1:
+            return ["--standalone"]
+        rank = [f"--nnodes={self.nodes}", f"--node-rank={node}"]
+        return [*rank, f"--master-addr={first}", f"--master-port={self.port}"]
 
 
 def train_together(
-    job: Job,
-    folder: Path,
-    *,
-    processes: int,
-    nodes: int = 1,
-    on_progress: OnProgress,
-    should_stop: Callable[[], bool],
-) -> None:
-    """Train with several processes, on this machine or several; the SFT is in the folder then.
+    joint: JointTraining, folder: Path, *, on_progress: OnProgress, should_stop: Callable[[], bool]
+) -> Path:
+    """Train with several processes, on this machine or several.
 
     Args:
-        job: what is trained.
+        joint: what is trained, by how many.
         folder: where this node trains.
-        processes: of each node.
-        nodes: machines, this one included; the others come by themselves (tasks/training/joining.py).
         on_progress: called after each step.
         should_stop: asked several times a second.
+
+    Returns:
+        The folder with the SFT.
 
     Raises:
         TrainingError: a process failed, with the end of what they said.
@@ -100,16 +114,15 @@ def train_together(
     """
     for name in (STOP, REFUSED):
         (folder / name).unlink(missing_ok=True)
-    told = {**job.told, "nodes": nodes, "processes": processes, "port": _free_port()}
-    (folder / JOB).write_text(json.dumps(told), encoding="utf-8")
-    if nodes == 1:
-        _conclude(_run(folder, processes, ["--standalone"], on_progress, should_stop), folder)
-        return
-    with Meeting(nodes, told) as meeting:
+    told = joint.model_dump_json()
+    (folder / JOB).write_text(told, encoding="utf-8")
+    if joint.nodes == 1:
+        _conclude(_run(joint, folder, on_progress, should_stop), folder)
+        return folder / SFT_FOLDER
+    with Meeting(joint.nodes, told) as meeting:
         try:
             meeting.gather(should_stop)
-            place = [f"--nnodes={nodes}", "--node-rank=0", "--master-addr=127.0.0.1", f"--master-port={told['port']}"]
-            _conclude(_run(folder, processes, place, on_progress, should_stop, SAVE_SECONDS), folder)
+            _conclude(_run(joint, folder, on_progress, should_stop, SAVE_SECONDS), folder)
         except InterruptedTraining as stopped:
             pass_on_stop(should_stop)
             if should_stop():
@@ -120,6 +133,7 @@ def train_together(
             if should_stop():
                 raise InterruptedTraining("another node is lost, and this one was asked to stop") from error
             raise ServiceError(f"a node is lost, or the nodes do not reach each other: {error}") from error
+    return folder / SFT_FOLDER
 
 
 class _BrokenProcessesError(TrainingError):
@@ -127,20 +141,21 @@ class _BrokenProcessesError(TrainingError):
 
 
 def start_processes(
-    folder: Path, processes: int, place: list[str], *, output: int, errors: int
+    joint: JointTraining, folder: Path, *, node: int, first: str, output: int, errors: int
 ) -> subprocess.Popen[str]:
-    """Start the processes of this node; they share the threads that torch has here.
+    """Start the processes of a node; they share the threads that torch has here.
 
     Args:
-        folder: with the job.
-        processes: how many.
-        place: which node this is among which, as torchrun's options.
+        joint: what they train.
+        folder: of this node, where they are told of it.
+        node: number of this one, from 0.
+        first: address of the first one.
         output: file descriptor for what they print.
         errors: file descriptor for what they say besides.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *place]
-    command += ["-m", "tasks.training.together", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))}
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={joint.processes}"]
+    command += [*joint.place(node, first), "-m", "tasks.training.together", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // joint.processes))}
     return subprocess.Popen(  # noqa: S603
         command, env=environment, stdout=output, stderr=errors, text=True, start_new_session=True
     )
@@ -154,9 +169,8 @@ def end_processes(running: subprocess.Popen[str]) -> None:
 
 
 def _run(
+    joint: JointTraining,
     folder: Path,
-    processes: int,
-    place: list[str],
     on_progress: OnProgress,
     should_stop: Callable[[], bool],
     save_seconds: float = math.inf,
@@ -165,7 +179,9 @@ def _run(
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     end: float | None = None
     with (folder / ERRORS).open("w") as errors:
-        running = start_processes(folder, processes, place, output=subprocess.PIPE, errors=errors.fileno())
+        running = start_processes(
+            joint, folder, node=0, first="127.0.0.1", output=subprocess.PIPE, errors=errors.fileno()
+        )
         threading.Thread(target=_read, args=(running, lines), name="processes", daemon=True).start()
         try:
             while end is None or time.monotonic() < end:
@@ -209,64 +225,61 @@ def _conclude(code: int, folder: Path) -> None:
     raise _BrokenProcessesError(f"the processes could not train together; the end of what they said:\n{said}")
 
 
-def prepare(told: Mapping[str, Any], folder: Path) -> None:
+def prepare(joint: JointTraining, folder: Path) -> None:
     """Make ready a folder of another node: its data are fetched, and its text is packed once for all processes."""
-    project = ProjectRef.model_validate(told["ref"]).load()
-    (folder / JOB).write_text(json.dumps(dict(told)), encoding="utf-8")
+    project = joint.ref.load()
+    (folder / JOB).write_text(joint.model_dump_json(), encoding="utf-8")
     for source in project.all_sources().values():
         ensure_local(source)
-    if told["kind"] == "language":
-        language_training(project, _base(project), project.languages[told["language"]], folder)
+    if joint.assignment.kind == "language":
+        joint.assignment.training(project, _base(project), folder)
 
 
 def _base(project: Project) -> Base:
     return load_base(locate_base(project.base.id, data_root=project.data_root), project.base.revision)
 
 
-def _free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("", 0))
-        return int(opened.getsockname()[1])
-
-
-def _share(told: Mapping[str, Any], folder: Path, device: str) -> dict[str, Path]:
-    """Give all nodes the checkpoint and the SFTs that the first one has; give where the SFTs are on this node."""
-    if told["nodes"] == 1:
-        return {code: Path(source) for code, source in told["sources"].items()}
+def _share(joint: JointTraining, folder: Path, device: str) -> Assignment:
+    """Give all nodes the checkpoint and the SFTs that the first one has; say where the SFTs are on this node."""
+    assignment = joint.assignment
+    if joint.nodes == 1:
+        return assignment
     files: dict[str, Path] = {}
     if is_first_process():
         files = {str(file.relative_to(folder)): file for file in checkpoint_files(folder)}
-        for code, source in told["sources"].items():
-            files |= {f"{_SOURCES}/{code}/{file.name}": file for file in Path(source).iterdir()}
+        for code, source in assignment.sources.items():
+            files |= {f"{_SOURCES}/{code}/{file.name}": file for file in source.iterdir()}
     send_files(files, folder, device=torch.device(device))
-    return {code: folder / _SOURCES / code for code in told["sources"]}
+    return assignment.model_copy(update={"sources": {code: folder / _SOURCES / code for code in assignment.sources}})
 
 
 class _Teller(logging.Handler):
     """Tells the process of the flow what is warned of: it has the log of the run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(json.dumps({_WARNING: record.getMessage()}), flush=True)
+        if is_first_process():
+            print(json.dumps({_WARNING: record.getMessage()}), flush=True)
 
 
 def main(folder: Path) -> int:
     """Train as one of the processes; what torchrun runs. Gives the exit code."""
-    told = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    project = ProjectRef.model_validate(told["ref"]).load()
+    joint = JointTraining.model_validate_json((folder / JOB).read_bytes())
+    project = joint.ref.load()
     base = _base(project)
 
     def report(progress: Progress) -> None:
         print(json.dumps({**asdict(progress), "metrics": dict(progress.metrics)}), flush=True)
 
     try:
-        sources = _share(told, folder, join_processes(told["more"]["device"]))
-        if told["kind"] == "language":
-            what = language_training(project, base, project.languages[told["language"]], folder)
-        else:
-            target = project.target_tasks[told["target_task"]]
-            what = task_training(project, base, target, told["language"], sources)
+        training = _share(joint, folder, join_processes(joint.device)).training(project, base, folder)
         sft = train_sft(
-            base, folder=folder, on_progress=report, should_stop=(folder / STOP).exists, **what, **told["more"]
+            base,
+            training,
+            folder=folder,
+            checkpoint_seconds=joint.checkpoint_seconds,
+            device=joint.device,
+            on_progress=report,
+            should_stop=(folder / STOP).exists,
         )
     except InterruptedTraining:
         (folder / STOP).touch()  # another node may have been asked
@@ -277,7 +290,7 @@ def main(folder: Path) -> int:
         raise
     if is_first_process():
         learnt_by = method_named(sft.method).summary
-        save_sft(sft, folder / SFT_FOLDER, values=what["recipe"].values, learnt_by=learnt_by)
+        save_sft(sft, folder / SFT_FOLDER, values=training.recipe.values, learnt_by=learnt_by)
     return 0
 
 

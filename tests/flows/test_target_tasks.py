@@ -24,9 +24,9 @@ from ltsft.serving.service import Service
 from ltsft.serving.web.app import create_app
 from ltsft.toy.family import write_family
 from ltsft.toy.settings import ToyConfig
+from ltsft.training.prepare import labelled_rows
 from tasks.evaluation.matrix import read_matrix
 from tasks.releases.registry import Registry
-from tasks.training.preparing import labelled_rows
 from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,8 @@ from ltsft.config.recipe import Phase, Recipe
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
 from ltsft.objectives.registry import OBJECTIVES, model_of, read_labelled
-from ltsft.training.train import TrainingData, train_sft
+from ltsft.training.prepare import Training, TrainingData
+from ltsft.training.train import train_sft
 
 PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 
@@ -67,14 +68,18 @@ def test_the_worked_example_learns_from_its_files(similarity: Any, tiny_base: Pa
     phase = Phase(min_steps=60, max_steps=60, learning_rate=5e-3)
     sft = train_sft(
         base,
-        objective,
-        kind="task",
-        subject="sts",
-        recipe=Recipe(density=0.2, full=phase, sparse=phase, batch_size=16, max_length=16, evaluations=1, dropout=0.0),
-        seed=1,
-        data=TrainingData(examples, examples),
+        Training(
+            objective=objective,
+            kind="task",
+            subject="sts",
+            recipe=Recipe(
+                density=0.2, full=phase, sparse=phase, batch_size=16, max_length=16, evaluations=1, dropout=0.0
+            ),
+            seed=1,
+            data=TrainingData(examples, examples),
+            details={"objective": "sts"},
+        ),
         folder=tmp_path / "work",
-        details={"objective": "sts"},
         device="cpu",
     )
     model = model_of(base, sft).eval()

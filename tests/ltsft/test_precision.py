@@ -28,6 +28,7 @@ from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
 from ltsft.training.checkpoints import NUMERICS, checkpoint_files
 from ltsft.training.phase import write_tensors
+from ltsft.training.prepare import Training
 from ltsft.training.settling import settle_numerics
 from ltsft.training.train import train_sft
 
@@ -48,9 +49,13 @@ def learn(base: Base, learning: ModuleType) -> Learn:
         objective, data = learning.tagging(base.tokenizer)
         recipe = learning.make_recipe(precision=precision, steps=4)
         return train_sft(
-            base, objective, kind="task", subject="pos", recipe=recipe, seed=1, data=data, folder=folder,
-            checkpoint_seconds=0.0, device="cpu", **more,
-        )  # fmt: skip
+            base,
+            Training(objective=objective, kind="task", subject="pos", recipe=recipe, seed=1, data=data),
+            folder=folder,
+            checkpoint_seconds=0.0,
+            device="cpu",
+            **more,
+        )
 
     return run
 

@@ -15,7 +15,7 @@ from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.training.augmentation import Augmenter
 from ltsft.training.consistent import Consistent
-from ltsft.training.train import TrainingData
+from ltsft.training.prepare import TrainingData
 
 LABELS = ("NOUN", "VERB", "PUNCT")
 LENGTH = 16

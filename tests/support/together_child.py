@@ -20,7 +20,9 @@ from transformers.utils import logging
 
 from ltsft.base import load_base
 from ltsft.sft.files import save_sft
-from ltsft.training.train import Progress, train_sft
+from ltsft.training.prepare import Training
+from ltsft.training.stages import Progress
+from ltsft.training.train import train_sft
 
 
 def count_exchanged() -> dict[str, int]:
@@ -58,12 +60,14 @@ def main() -> None:
 
     sft = train_sft(
         base,
-        objective,
-        kind=job["kind"],
-        subject="aa",
-        recipe=make_recipe(**job["recipe"], accumulation=job["micro_batches"] // processes),
-        seed=1,
-        data=data,
+        Training(
+            objective=objective,
+            kind=job["kind"],
+            subject="aa",
+            recipe=make_recipe(**job["recipe"], accumulation=job["micro_batches"] // processes),
+            seed=1,
+            data=data,
+        ),
         folder=Path(job["folder"]) / "work",
         checkpoint_seconds=0.0,
         device="cpu",

@@ -21,7 +21,9 @@ from transformers.utils import logging
 from ltsft.base import load_base
 from ltsft.config.recipe import Phase
 from ltsft.sft.files import save_sft
-from ltsft.training.train import Progress, train_sft
+from ltsft.training.prepare import Training
+from ltsft.training.stages import Progress
+from ltsft.training.train import train_sft
 
 
 def die() -> None:
@@ -75,13 +77,15 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
     recipe = make_recipe(steps=8, evaluations=4, **more)
     sft = train_sft(
         base,
-        objective,
-        kind="language" if language else "task",
-        subject="aa" if language else "pos",
-        recipe=recipe,
-        seed=1,
-        method=job["method"],
-        data=data,
+        Training(
+            objective=objective,
+            kind="language" if language else "task",
+            subject="aa" if language else "pos",
+            recipe=recipe,
+            seed=1,
+            method=job["method"],
+            data=data,
+        ),
         folder=folder,
         checkpoint_seconds=0.0,
         device="cpu",

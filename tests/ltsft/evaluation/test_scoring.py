@@ -15,6 +15,7 @@ from ltsft.errors import CompositionError
 from ltsft.evaluation.scoring import CellData, CellScore, Scorer
 from ltsft.objectives.token_classification import TokenClassification, most_frequent
 from ltsft.sft.sft import SFT
+from ltsft.training.prepare import Training
 from ltsft.training.train import train_sft
 
 
@@ -33,15 +34,17 @@ def sfts(base: Base, learning: ModuleType, tmp_path_factory: pytest.TempPathFact
         objective, data = text if kind == "language" else learning.tagging(base.tokenizer)
         found[name] = train_sft(
             base,
-            objective,
-            kind=kind,  # type: ignore[arg-type]
-            subject=name.partition(" ")[0],
-            recipe=learning.make_recipe(rate=1e-2, steps=4),
-            seed=seed,
-            data=data,
+            Training(
+                objective=objective,
+                kind=kind,
+                subject=name.partition(" ")[0],
+                recipe=learning.make_recipe(rate=1e-2, steps=4),
+                seed=seed,
+                data=data,
+                applied=[found["aa"]] if kind == "task" else [],
+                source_languages=("aa",) if kind == "task" else (),
+            ),
             folder=folder,
-            applied=[found["aa"]] if kind == "task" else [],
-            source_languages=("aa",) if kind == "task" else (),
             device="cpu",
         )
     return found

@@ -26,8 +26,9 @@ from ltsft.methods.registry import as_diffs
 from ltsft.methods.stack import Bottlenecks, stack_of
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
+from ltsft.training.prepare import Training, TrainingData
 from ltsft.training.several import FromLanguage, Mixture, SeveralSources
-from ltsft.training.train import TrainingData, train_sft
+from ltsft.training.train import train_sft
 
 ADAPTERS = ["lora", "mad_x"]
 
@@ -53,11 +54,12 @@ def learn(base: Base, learning: ModuleType, tmp_path_factory: pytest.TempPathFac
         is_new: bool = False,
         objective: Any = None,
         data: Any = None,
+        on_progress: Any = None,
         **more: Any,
     ) -> SFT:
         recipe = learning.make_recipe(**{"rate": 1e-2, "steps": 4, **more.pop("recipe", {})})
         key = method, kind, seed, recipe.model_dump_json()
-        is_usual = objective is None and not more
+        is_usual = objective is None and on_progress is None and not more
         if is_usual and key in learnt and not is_new:
             return learnt[key]
         folder = tmp_path_factory.mktemp("adapter")
@@ -66,17 +68,20 @@ def learn(base: Base, learning: ModuleType, tmp_path_factory: pytest.TempPathFac
             objective, data = text if kind == "language" else learning.tagging(base.tokenizer)
         sft = train_sft(
             base,
-            objective,
-            kind=kind,  # type: ignore[arg-type]
-            subject="aa" if kind == "language" else "pos",
-            recipe=recipe,
-            seed=seed,
-            method=method,
-            data=data,
+            Training(
+                objective=objective,
+                kind=kind,
+                subject="aa" if kind == "language" else "pos",
+                recipe=recipe,
+                seed=seed,
+                method=method,
+                data=data,
+                source_languages=("aa",) if kind == "task" else (),
+                **more,
+            ),
             folder=folder,
-            source_languages=("aa",) if kind == "task" else (),
             device="cpu",
-            **more,
+            on_progress=on_progress,
         )
         if is_usual:
             learnt[key] = sft

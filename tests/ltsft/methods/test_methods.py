@@ -23,7 +23,9 @@ from ltsft.project.plan import Fingerprints, make_plan, products
 from ltsft.project.project import Project, load_project
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
-from ltsft.training.train import Progress, train_sft
+from ltsft.training.prepare import Training
+from ltsft.training.stages import Progress
+from ltsft.training.train import train_sft
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIZES = {"large": (700, 40), "wide": (12, 90), "square": (30, 30)}
@@ -49,16 +51,18 @@ def learn(base: Base, learning: ModuleType, tmp_path: Path) -> Learn:
         reports: list[Progress] = []
         sft = train_sft(
             base,
-            objective,
-            kind="task",
-            subject="pos",
-            recipe=learning.make_recipe(**{"steps": 4, **more}),
-            seed=seed,
-            method=method,
-            data=data,
+            Training(
+                objective=objective,
+                kind="task",
+                subject="pos",
+                recipe=learning.make_recipe(**{"steps": 4, **more}),
+                seed=seed,
+                method=method,
+                data=data,
+                applied=applied,
+                source_languages=("aa",),
+            ),
             folder=tmp_path / str(count),
-            applied=applied,
-            source_languages=("aa",),
             device="cpu",
             on_progress=reports.append,
         )

@@ -21,7 +21,8 @@ from ltsft.config.target_task import TargetTask
 from ltsft.data.sources import RowError
 from ltsft.errors import SourceError
 from ltsft.objectives.classification import Classification, ClassifiedText, TextRow, macro_f1
-from ltsft.training.train import TrainingData, train_sft
+from ltsft.training.prepare import Training, TrainingData
+from ltsft.training.train import train_sft
 
 LABELS = ("entailment", "neutral", "contradiction")
 
@@ -156,12 +157,14 @@ def test_a_pooler_belongs_to_the_head_so_that_the_encoder_stays_the_bases(base: 
     recipe = Recipe(density=0.2, full=phase, sparse=phase, batch_size=8, max_length=16, evaluations=1, dropout=0.0)
     sft = train_sft(
         base,
-        objective,
-        kind="task",
-        subject="sentiment",
-        recipe=recipe,
-        seed=1,
-        data=TrainingData(examples, examples),
+        Training(
+            objective=objective,
+            kind="task",
+            subject="sentiment",
+            recipe=recipe,
+            seed=1,
+            data=TrainingData(examples, examples),
+        ),
         folder=tmp_path,
         device="cpu",
     )

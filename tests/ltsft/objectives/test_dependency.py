@@ -17,7 +17,8 @@ from ltsft.data.sources import Row
 from ltsft.errors import BaseModelError, SourceError
 from ltsft.objectives.biaffine import Biaffine, BiaffineParser, load_parser
 from ltsft.objectives.dependency import IGNORE, RELATIONS, DependencyParsing
-from ltsft.training.train import TrainingData, train_sft
+from ltsft.training.prepare import Training, TrainingData
+from ltsft.training.train import train_sft
 
 LABELS = ("root", "nsubj", "obj", "punct")
 NO_SUBWORD = "\u200b"
@@ -212,12 +213,14 @@ def test_a_parser_is_learnt_composed_and_exported_without_code(
     before = objective.evaluate(objective.new_model(base, LABELS, seed=0).eval(), examples)
     sft = train_sft(
         base,
-        objective,
-        kind="task",
-        subject="dp",
-        recipe=recipe(30),
-        seed=1,
-        data=TrainingData(examples, examples),
+        Training(
+            objective=objective,
+            kind="task",
+            subject="dp",
+            recipe=recipe(30),
+            seed=1,
+            data=TrainingData(examples, examples),
+        ),
         folder=tmp_path / "work",
         device="cpu",
     )

@@ -21,7 +21,8 @@ from ltsft.objectives.token_classification import TaggedPiece, TokenClassificati
 from ltsft.sft.sft import SFT
 from ltsft.toy.family import make_toy
 from ltsft.toy.settings import BASE, BaseSettings, ToyConfig
-from ltsft.training.train import TrainingData, train_sft
+from ltsft.training.prepare import Training, TrainingData
+from ltsft.training.train import train_sft
 
 LABELS = (
     *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "NOUN"),
@@ -81,12 +82,14 @@ class Family:
         packed = pack_text(text, self.base.tokenizer, max_length=recipe.max_length, file=work / "tokens")
         return train_sft(
             self.base,
-            MaskedLM(self.base.tokenizer, mask_probability=recipe.mask_probability),
-            kind="language",
-            subject=code,
-            recipe=recipe,
-            seed=1,
-            data=TrainingData(*split_held_out(packed, 32)),
+            Training(
+                objective=MaskedLM(self.base.tokenizer, mask_probability=recipe.mask_probability),
+                kind="language",
+                subject=code,
+                recipe=recipe,
+                seed=1,
+                data=TrainingData(*split_held_out(packed, 32)),
+            ),
             folder=work,
             device="cpu",
         )
@@ -94,21 +97,23 @@ class Family:
     def task_sft(self, source: SFT) -> SFT:
         return train_sft(
             self.base,
-            self.tagging,
-            kind="task",
-            subject="pos",
-            recipe=Recipe(
-                density=0.2,
-                full=phase(150, 1e-3),
-                sparse=phase(150, 1e-3),
-                batch_size=16,
-                max_length=64,
-                warmup=0.1,
+            Training(
+                objective=self.tagging,
+                kind="task",
+                subject="pos",
+                recipe=Recipe(
+                    density=0.2,
+                    full=phase(150, 1e-3),
+                    sparse=phase(150, 1e-3),
+                    batch_size=16,
+                    max_length=64,
+                    warmup=0.1,
+                ),
+                seed=1,
+                data=TrainingData(self.pieces("qaa", "train"), self.pieces("qaa", "dev")),
+                applied=[source],
             ),
-            seed=1,
-            data=TrainingData(self.pieces("qaa", "train"), self.pieces("qaa", "dev")),
             folder=self.work / f"task-{source.density}-{len(source.diffs)}",
-            applied=[source],
             device="cpu",
         )
 

@@ -24,9 +24,11 @@ from ltsft.objectives.question_answering import QuestionAnswering, QuestionRow
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sft.files import save_sft
 from ltsft.training.augmentation import Augmenter
-from ltsft.training.consistent import Consistent, divergence, keep_first_stage, symmetric_divergence
+from ltsft.training.consistent import Consistent, divergence, symmetric_divergence
+from ltsft.training.prepare import Training
 from ltsft.training.several import FromLanguage, SeveralSources
-from ltsft.training.train import Progress, train_sft
+from ltsft.training.stages import Progress
+from ltsft.training.train import train_sft
 
 HALF, QUARTER = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
 
@@ -97,7 +99,7 @@ def consistent(objective: TargetObjective, base: Base, augmentations: Any, **wei
     settings = Consistency.model_validate({**weights, "augmentations": augmentations})
     lists = [{"beka": ("vavo", "tidane"), "dila": ("ne",)}]
     made = Consistent(objective, settings, Augmenter(base.tokenizer, settings.augmentations, lists), max_length=60)
-    made.begin("full")
+    made.begin_phase("full")
     return made
 
 
@@ -154,7 +156,7 @@ def test_the_loss_is_that_of_the_formulas_for_every_objective(name: str, base: B
         for weight in model.parameters():
             weight += 0.1 * torch.randn(weight.shape)
     model.eval()
-    keep_first_stage(learnt, model, "fp32")
+    learnt.keep_first_stage(model, "fp32")
     first_stage: Any = learnt.first_stage
     with torch.no_grad():
         for weight in first_stage.parameters():
@@ -178,10 +180,10 @@ def test_the_loss_is_that_of_the_formulas_for_every_objective(name: str, base: B
     expected = float(objective.loss(model, given)) + 5.0 * r1 + 0.3 * r2
     loss = learnt.loss(model, batch)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
-    assert learnt.told() == pytest.approx({"example_consistency": r1, "model_consistency": r2}, rel=1e-3)
+    assert learnt.figures() == pytest.approx({"example_consistency": r1, "model_consistency": r2}, rel=1e-3)
     loss.backward()
     assert all(weight.grad is None for weight in first_stage.parameters())
-    learnt.begin("head")
+    learnt.begin_phase("head")
     assert float(learnt.loss(model, learnt.collate(examples, torch.Generator()))) == pytest.approx(
         float(objective.loss(model, given)), rel=1e-6
     )
@@ -217,9 +219,12 @@ def learn(base: Base, learning: ModuleType, tmp_path: Path) -> Learn:
         recipe = learning.make_recipe(steps=4, head=Phase(min_steps=2, max_steps=2), **more)
         folder = tmp_path / str(count)
         sft = train_sft(
-            base, objective, kind="task", subject="pos", recipe=recipe, seed=1, data=data, folder=folder, device="cpu",
+            base,
+            Training(objective=objective, kind="task", subject="pos", recipe=recipe, seed=1, data=data),
+            folder=folder,
+            device="cpu",
             on_progress=reports.append,
-        )  # fmt: skip
+        )
         return {f.name: f.read_bytes() for f in sorted(save_sft(sft, folder / "sft").iterdir())}, reports
 
     return run
@@ -258,16 +263,16 @@ def test_a_first_stage_has_the_language_sft_of_the_batch_too(
     inner, data = learning.consistent_tagging(base.tokenizer, example=0.0, model=1.0, augmentations={"noise": {}})
     several = SeveralSources(inner, sfts, base)
     trained: Any = several.build_model(base, seed=1).eval()
-    inner.begin("sparse")
-    keep_first_stage(several, trained, "fp32")
+    inner.begin_phase("sparse")
+    several.keep_first_stage(trained, "fp32")
     first_stage: Any = inner.first_stage
     before = bits(first_stage)
     batch = several.collate([FromLanguage(1, e) for e in data.examples[:4]], torch.Generator().manual_seed(1))
     several.loss(trained, batch)
     assert bits(first_stage) != before
     assert bits(first_stage) == bits(trained)
-    assert inner.told()["model_consistency"] == pytest.approx(0.0, abs=1e-6), "the same model, the same noise"
-    several.take_out()
+    assert inner.figures()["model_consistency"] == pytest.approx(0.0, abs=1e-6), "the same model, the same noise"
+    several.before_step()
     assert bits(first_stage) == before
 
 

@@ -13,8 +13,9 @@ from ltsft.base import Base, load_base
 from ltsft.composition.compose import composed
 from ltsft.errors import TrainingError
 from ltsft.sft.sft import SFT
+from ltsft.training.prepare import Training, TrainingData
 from ltsft.training.several import FromLanguage, Mixture, SeveralSources, sampling_shares
-from ltsft.training.train import TrainingData, train_sft
+from ltsft.training.train import train_sft
 
 SHARES = {"aa": 0.75, "bb": 0.25}
 
@@ -79,7 +80,7 @@ def test_a_batch_is_run_with_the_sft_of_its_language_and_the_weights_come_back_b
         loss = several.loss(model, batch)
         loss.backward()
         gradient = model.base_model.embeddings.word_embeddings.weight.grad.clone()
-        several.take_out()
+        several.before_step()
         assert bits(model) == before
         model.zero_grad()
         with composed(model, [(languages[code], 1.0)], base=base.ref, heads=False):
@@ -101,14 +102,16 @@ def test_what_is_learnt_is_the_task_alone_and_repeats(
         found.append(
             train_sft(
                 base,
-                SeveralSources(objective, languages, base),
-                kind="task",
-                subject="pos",
-                recipe=learning.make_recipe(rate=5e-3, steps=8, accumulation=accumulation),
-                seed=1,
-                data=TrainingData(mixed, held_out),
+                Training(
+                    objective=SeveralSources(objective, languages, base),
+                    kind="task",
+                    subject="pos",
+                    recipe=learning.make_recipe(rate=5e-3, steps=8, accumulation=accumulation),
+                    seed=1,
+                    data=TrainingData(mixed, held_out),
+                    source_languages=("aa", "bb"),
+                ),
                 folder=tmp_path / str(attempt),
-                source_languages=("aa", "bb"),
                 device="cpu",
             )
         )
@@ -151,14 +154,16 @@ def test_one_language_after_the_other_and_what_the_first_has_lost(
     ]
     sft = train_sft(
         base,
-        several,
-        kind="task",
-        subject="pos",
-        recipe=learning.make_recipe(rate=5e-3, steps=8),
-        seed=1,
-        data=rounds,
+        Training(
+            objective=several,
+            kind="task",
+            subject="pos",
+            recipe=learning.make_recipe(rate=5e-3, steps=8),
+            seed=1,
+            data=rounds,
+            source_languages=("aa", "bb"),
+        ),
         folder=tmp_path,
-        source_languages=("aa", "bb"),
         device="cpu",
     )
     assert sft.support_size == int(0.2 * sft.maskable), "the rounds share K"

@@ -14,12 +14,15 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.composition.compose import composed
-from ltsft.config.recipe import Phase
+from ltsft.config.recipe import Phase, Recipe
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.evaluation.weight_interference import interference
+from ltsft.objectives.token_classification import TokenClassification
 from ltsft.sft.files import load_sft, save_sft
 from ltsft.sft.sft import SFT
-from ltsft.training.train import Progress, TrainingData, derive_seed, train_sft
+from ltsft.training.prepare import Training, TrainingData
+from ltsft.training.stages import Progress, derive_seed
+from ltsft.training.train import train_sft
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +77,20 @@ def learn(base: Base, learning: ModuleType, tmp_path: Path) -> Learn:
         watch = Watch(objective)
         sft = train_sft(
             base,
-            watch,
-            kind=kind,  # type: ignore[arg-type]
-            subject="aa" if kind == "language" else "pos",
-            recipe=recipe,
-            seed=seed,
-            data=data,
+            Training(
+                objective=watch,
+                kind=kind,
+                subject="aa" if kind == "language" else "pos",
+                recipe=recipe,
+                seed=seed,
+                data=data,
+                applied=applied,
+                source_languages=("aa",) if kind == "task" else (),
+                **more,
+            ),
             folder=folder,
-            applied=applied,
-            source_languages=("aa",) if kind == "task" else (),
             device="cpu",
             on_progress=watch.report,
-            **more,
         )
         return sft, watch
 
@@ -342,13 +347,40 @@ def test_a_phase_without_a_score_that_is_a_number_is_refused(learn: Learn, learn
 
 def test_no_examples_and_patterns_without_a_match_are_refused(base: Base, learning: ModuleType, tmp_path: Path) -> None:
     objective, data = learning.tagging(base.tokenizer)
-    common: dict[str, Any] = {"kind": "task", "subject": "pos", "seed": 1, "folder": tmp_path, "device": "cpu"}
+
+    def learn(recipe: Recipe, data: TrainingData = data) -> None:
+        training = Training(objective=objective, kind="task", subject="pos", recipe=recipe, seed=1, data=data)
+        train_sft(base, training, folder=tmp_path, device="cpu")
+
     with pytest.raises(TrainingError, match="task SFT pos: there is nothing to train on"):
-        train_sft(base, objective, recipe=learning.make_recipe(), data=TrainingData([], data.held_out), **common)
+        learn(learning.make_recipe(), TrainingData([], data.held_out))
     with pytest.raises(ConfigError, match="matches no encoder parameter"):
-        train_sft(base, objective, recipe=learning.make_recipe(freeze=("nothing.*",)), data=data, **common)
+        learn(learning.make_recipe(freeze=("nothing.*",)))
     with pytest.raises(ConfigError, match="size must be between 1 and"):
-        train_sft(base, objective, recipe=learning.make_recipe(size=10**9, density=None), data=data, **common)
+        learn(learning.make_recipe(size=10**9, density=None))
+
+
+HOOKS = ("begin_phase", "before_batch", "before_step", "keep_first_stage", "drop_first_stage", "figures")
+
+
+def test_an_objective_is_told_where_its_training_is(base: Base, learning: ModuleType, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Told(TokenClassification):
+        def __getattribute__(self, name: str) -> Any:
+            if name in HOOKS:
+                told.append(name)
+            return super().__getattribute__(name)
+
+    _, data = learning.tagging(base.tokenizer)
+    recipe = learning.make_recipe(steps=2, evaluations=1, head=Phase(min_steps=1, max_steps=1))
+    objective = Told(base.tokenizer, labels=learning.LABELS, max_length=learning.LENGTH)
+    training = Training(objective=objective, kind="task", subject="pos", recipe=recipe, seed=1, data=data)
+    train_sft(base, training, folder=tmp_path, device="cpu")
+
+    step = ["before_batch", "before_step", "before_step", "figures"]  # after a step it is asked once more
+    head, full = ["begin_phase", *step], ["begin_phase", *step, *step]
+    assert told == [*head, *full, "keep_first_stage", *full, "drop_first_stage"]
 
 
 def test_a_derived_seed_depends_on_every_part() -> None:

@@ -8,14 +8,18 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore
 
 from ltsft.config.recipe import Recipe
 from ltsft.errors import InterruptedTraining, ServiceError
+from ltsft.project.project import ProjectRef
 from tasks.training import nodes
 from tasks.training.joining import find_first_node, is_over
+from tasks.training.preparing import Assignment
+from tasks.training.together import JointTraining
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +29,7 @@ def come(port: int) -> TCPStore:
 
 
 def test_the_first_node_waits_for_all_and_the_others_see_when_it_is_done(nodes_port: int) -> None:
-    with nodes.Meeting(3, {"kind": "language"}) as meeting:
+    with nodes.Meeting(3, '{"kind": "language"}') as meeting:
         other = come(nodes_port)
         assert other.get(nodes.JOB) == b'{"kind": "language"}'
         for index in (1, 2):
@@ -38,7 +42,7 @@ def test_the_first_node_waits_for_all_and_the_others_see_when_it_is_done(nodes_p
 def test_a_node_that_does_not_come_that_fails_or_that_has_to_go_ends_the_wait(
     nodes_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with nodes.Meeting(3, {}) as meeting:
+    with nodes.Meeting(3, "{}") as meeting:
         other = come(nodes_port)
         other.set(nodes.ready(2), "")
         monkeypatch.setattr(nodes, "GATHER_SECONDS", 0.3)
@@ -73,6 +77,24 @@ def test_the_pod_of_index_0_becomes_its_command_and_remembers_who_is_asked_to_st
     done = subprocess.run(command, env=os.environ | {"JOB_COMPLETION_INDEX": "0"}, capture_output=True, text=True)
 
     assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
+
+
+def test_what_the_other_processes_are_told_survives_json() -> None:
+    sources = {"en": Path("/sfts/en")}
+    details = {"key": "k", "parents": ["a"], "data": {"train": "t"}, "objective": "pos"}
+    joint = JointTraining(
+        ref=ProjectRef(file="/p.yaml", overrides=("recipes.pos.nodes=2",)),
+        assignment=Assignment(kind="task", language="en", target_task="pos", sources=sources, seed=3, details=details),
+        nodes=2,
+        processes=4,
+        checkpoint_seconds=0.5,
+        device="cpu",
+    )
+
+    assert JointTraining.model_validate_json(joint.model_dump_json()) == joint
+    assert joint.place(1, "10.0.0.7") == [
+        "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.7", f"--master-port={joint.port}",
+    ]  # fmt: skip
 
 
 def test_nodes_are_part_of_the_key_only_where_there_are_several() -> None:

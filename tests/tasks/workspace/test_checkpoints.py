@@ -17,6 +17,7 @@ from ltsft.base import Base, load_base
 from ltsft.errors import InterruptedTraining
 from ltsft.sft.files import save_sft
 from ltsft.training.checkpoints import checkpoint_progress
+from ltsft.training.prepare import Training
 from ltsft.training.train import train_sft
 from tasks.storage import Bucket, hash_file
 from tasks.workspace.checkpoints import Checkpoints
@@ -49,11 +50,21 @@ def train(base: Base, learning: ModuleType) -> Any:
         objective, data = learning.masked_lm(base.tokenizer, folder)
         seen: list[tuple[str, int]] = []
         sft = train_sft(
-            base, objective, kind="language", subject="aa", recipe=learning.make_recipe(steps=6), seed=1, data=data,
-            folder=folder, checkpoint_seconds=0.0, device="cpu",
+            base,
+            Training(
+                objective=objective,
+                kind="language",
+                subject="aa",
+                recipe=learning.make_recipe(steps=6),
+                seed=1,
+                data=data,
+            ),
+            folder=folder,
+            checkpoint_seconds=0.0,
+            device="cpu",
             on_progress=lambda p: seen.append((p.stage, p.step)),
             should_stop=lambda: stop_at in seen,
-        )  # fmt: skip
+        )
         save_sft(sft, folder / "sft")
         return hash_file(folder / "sft/sft.safetensors") + hash_file(folder / "sft/sft.json"), seen
 
