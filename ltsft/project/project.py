@@ -3,7 +3,8 @@
 No other file reads it. Everything that is wrong is reported at once, each with its dotted path and what is allowed.
 Paths of data are relative to ``data_root``, which the file, the environment variable ``LTSFT_DATA_ROOT`` or an
 argument sets (the argument wins, then the environment). What the file names (``data_root``, ``store.folder``) starts
-from the folder of the file; what an argument or the environment names, from the working folder.
+from the folder of the file; what an argument or the environment names, from the working folder. A file that says
+``extends: other.yaml`` is what the other one holds, changed by what it holds itself.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from ltsft.config import (
     is_name,
 )
 from ltsft.errors import ConfigError
+from ltsft.project.extended import moved_store, read_extended
 from ltsft.project.method_recipes import unknown_methods, work_out_recipes
-from ltsft.project.tree import read_tree, read_value
+from ltsft.project.tree import read_value
 
 __all__ = [
     "BaseConfig",
@@ -230,8 +232,7 @@ def load_project(
         ConfigError: naming everything that is wrong at once: unknown keys, values out of range, missing local files.
     """
     path = Path(path)
-    raw = read_tree(path)
-    written = _start_from(path, raw)
+    raw, was = read_extended(path)
     for override in overrides:
         _apply_override(raw, override)
     if base is not None:
@@ -243,31 +244,12 @@ def load_project(
     problems = _reference_problems(raw)
     try:
         project = Project.model_validate(raw, context={"data_root": root, "check_files": check_files})
-        problems += _moved_store(path.absolute().parent, project.store.folder, written)
+        problems += moved_store(project.store.folder, was)
     except PydanticError as error:
         problems = [*_field_problems(error, root), *problems]
     if problems:
         raise ConfigError(f"{path} has mistakes:\n" + "\n".join(f"  {problem}" for problem in problems))
     return project
-
-
-def _start_from(path: Path, raw: dict[str, Any]) -> str:
-    """Let the folders that a file names start from where it lies; give the store's folder as it was written."""
-    here = path.absolute().parent
-    root, store = raw.get("data_root"), raw.get("store", {})
-    if isinstance(root, str) and root:
-        raw["data_root"] = _below(here, root)
-    if isinstance(store, dict):
-        written = store.get("folder", f"work/{raw.get('name', 'project')}")
-        if isinstance(written, str) and written:
-            raw["store"] = {**store, "folder": _below(here, written)}
-            return written
-    return ""
-
-
-def _below(folder: Path, place: str) -> str:
-    """Start a relative path from a folder; a URL and `~` stay as they are."""
-    return place if "://" in place or place.startswith("~") else os.path.normpath(folder / place)
 
 
 def _root(given: str | None, raw: Mapping[str, Any]) -> str:
@@ -283,30 +265,6 @@ def _root(given: str | None, raw: Mapping[str, Any]) -> str:
         return root if "://" in root else str(Path(root).expanduser().absolute())
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"data_root: {root!r} is no folder: {error}") from error
-
-
-def _moved_store(here: Path, folder: Path, written: str) -> list[str]:
-    """Find the record of a store that was looked for from the working folder, as it was once."""
-    old = Path(os.path.abspath(written)) if written else folder  # noqa: PTH100 - without .. in it
-    if (
-        old == folder
-        or str(folder) != _below(here, written)
-        or not _exists(old / "mlflow.db")
-        or _exists(folder / "mlflow.db")
-    ):
-        return []
-    return [
-        f"store.folder: {written} starts from the project file, where there is no record ({folder}); it started from "
-        f"the working folder once, and a record is there: move it (mv {old} {folder}) or name it "
-        f"(--set store.folder={old})"
-    ]
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
