@@ -15,6 +15,9 @@ from ltsft.config.recipe import MethodRecipes as MethodRecipes
 from ltsft.config.recipe import Phase as Phase
 from ltsft.config.recipe import Precision as Precision
 from ltsft.config.recipe import Recipe as Recipe
+from ltsft.config.scripts import ANY_SCRIPT as ANY_SCRIPT
+from ltsft.config.scripts import Script as Script
+from ltsft.config.scripts import script_members as script_members
 from ltsft.config.source import MissingDataError as MissingDataError
 from ltsft.config.source import Source as Source
 from ltsft.config.source import Sources as Sources

@@ -46,6 +46,14 @@ class TextGate(Frozen):
         default=0.001,
         description="control, private-use and unassigned characters come from binary data or a wrong encoding",
     )
+    max_byte_order_mark_share: Share = Field(
+        default=0.0,
+        description="inside a text they come from files that were joined, and make other sub-words of the words there",
+    )
+    max_invisible_share: Share = Field(
+        default=0.002,
+        description="nobody sees them, and each cuts or changes a word for the tokenizer; a few are in any web page",
+    )
     max_mojibake_share: Share = Field(
         default=0.005,
         description="UTF-8 that was read as Latin-1 and written again decodes well, and is still not the language",

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock
 
+from ltsft.data.packings import GZIP_MAGIC, HEAD_BYTES, packing_problem
 from ltsft.errors import SourceError
 
 CHUNK_BYTES = 1024 * 1024
@@ -26,16 +27,6 @@ ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
 SILENCE_SECONDS = 60.0
 """A server that sends nothing for so long counts as gone."""
-
-GZIP_MAGIC = b"\x1f\x8b"
-OTHER_PACKINGS = {
-    b"\xfd7zXZ\x00": "xz",
-    b"BZh": "bzip2",
-    b"\x28\xb5\x2f\xfd": "zstandard",
-    b"PK\x03\x04": "zip",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-}
-_MAGIC_BYTES = max(map(len, OTHER_PACKINGS))
 
 
 def is_url(location: str) -> bool:
@@ -61,26 +52,30 @@ def read_bytes(location: str) -> Iterator[bytes]:
         Chunks of at most 1 MiB, none of them empty.
 
     Raises:
-        SourceError: if the file is missing, cannot be read, is cut off or damaged, or is packed in another way.
+        SourceError: if the file is missing, cannot be read, is cut off or damaged, is packed in another way, or is no
+            text but an archive, a document or a picture.
     """
-    chunks = read_stored(location)
-    head = b""
-    for chunk in chunks:
-        head += chunk
-        if len(head) >= _MAGIC_BYTES:
-            break
+    head, chunks = _peek(read_stored(location))
     if head.startswith(GZIP_MAGIC):
-        yield from _unpack(head, chunks, location)
-        return
-    for magic, packing in OTHER_PACKINGS.items():
-        if head.startswith(magic):
-            raise SourceError(
-                f"{shown(location)} is packed with {packing}; allowed are gzip and no packing: unpack it, or pack it "
-                "again with gzip"
-            )
+        head, chunks = _peek(_unpack(head, chunks, location))
+        if head.startswith(GZIP_MAGIC):
+            raise SourceError(f"{shown(location)} is packed with gzip twice; unpack it once")
+    problem = packing_problem(head)
+    if problem:
+        raise SourceError(f"{shown(location)} {problem}")
     if head:
         yield head
     yield from chunks
+
+
+def _peek(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Take enough chunks off to tell what the file is."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= HEAD_BYTES:
+            break
+    return head, chunks
 
 
 def read_stored(location: str) -> Iterator[bytes]:

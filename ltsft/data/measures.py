@@ -14,6 +14,7 @@ __all__ = ["Examples", "Measures", "share_of", "text_hash"]
 
 EXAMPLES = 5
 EXAMPLE_CHARACTERS = 80
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,15 @@ def _printable(text: str) -> str:
 def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
-    if unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp"):
+    if character not in "\u200c\u200d" and unicodedata.category(character) in (
+        "Cc",
+        "Cf",
+        "Cs",
+        "Co",
+        "Cn",
+        "Zl",
+        "Zp",
+    ):
         return character.encode("unicode_escape").decode("ascii")
     return character
 

@@ -265,9 +265,10 @@ def _split_lines(chunks: Iterable[bytes], source: Source) -> Iterator[bytes]:
 
 def _undecodable(source: Source, number: int, data: bytes, error: UnicodeDecodeError) -> str:
     if number == 1 and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "UTF-32" if data[:4] == b"\xff\xfe\x00\x00" else "UTF-16"
         return (
-            f"{source_name(source)} is UTF-16, and UTF-8 is what is read; "
-            "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
+            f"{source_name(source)} is {encoding}, and UTF-8 is what is read; "
+            f"convert it: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
         )
     around = data[max(0, error.start - 20) : error.start + 20].decode("utf-8", "backslashreplace")
     return (

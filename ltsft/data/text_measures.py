@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fontTools import unicodedata as scripts  # type: ignore[import-untyped]
 
-from ltsft.config import TextGate
+from ltsft.config import ANY_SCRIPT, TextGate, script_members
+from ltsft.data.characters import UNSPACED, CharacterClasses
 from ltsft.data.measures import EXAMPLES, Examples, Measures, share_of, text_hash
+from ltsft.data.mojibake import has_mojibake
 from ltsft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +33,9 @@ TEXT_TITLES = {
     "not_nfc_share": "share of lines that are not in Unicode's form NFC",
     "replacement_share": "share of replacement characters (U+FFFD)",
     "control_share": "share of control, private-use and unassigned characters",
-    "mojibake_share": "share of lines with UTF-8 that was read as Latin-1",
+    "byte_order_mark_share": "share of lines with a byte-order mark (U+FEFF) inside the text",
+    "invisible_share": "share of direction marks, soft hyphens and other invisible characters",
+    "mojibake_share": "share of lines with UTF-8 that was read as Latin-1 or Windows-1251",
     "duplicate_share": "share of lines that repeat an earlier line",
     "short_line_share": "share of lines under {gate.short_line_characters} characters",
     "long_line_share": "share of lines over {gate.long_line_characters} characters",
@@ -45,26 +49,12 @@ TEXT_TITLES = {
 
 _HASHES = 500_000
 
-# Scripts that ISO 15924 has a joint code for, in the codes that Unicode gives to characters.
-_JOINT_SCRIPTS = {
-    "Hans": ("Hani",),
-    "Hant": ("Hani",),
-    "Hrkt": ("Hira", "Kana"),
-    "Jpan": ("Hani", "Hira", "Kana"),
-    "Kore": ("Hang", "Hani"),
-}
-_ANY_SCRIPT = ("Zyyy", "Zinh", "Zzzz")
-
-# UTF-8 read as Latin-1 or Windows-1252: a lead byte and its continuation bytes, each shown as a character of its own.
-_CONTINUATION = f"[\x80-\xbf{bytes(range(0x80, 0xA0)).decode('cp1252', errors='ignore')}]"
-_MOJIBAKE = re.compile(f"[Â-Û]{_CONTINUATION}|[à-ï]{_CONTINUATION}{{2}}|[ð-ô]{_CONTINUATION}{{3}}")
 _SENTENCE_END = re.compile(r"(?<=[.!?…։።؟۔।])\s+|(?<=[。！？])")
-# Han, kana, Thai, Lao, Tibetan, Burmese, Khmer.
-_UNSPACED = "\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u0e01-\u0fff\u1000-\u109f\u1780-\u17ff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _LINE_SHARES = (
     "undecodable_share",
     "not_nfc_share",
+    "byte_order_mark_share",
     "mojibake_share",
     "short_line_share",
     "long_line_share",
@@ -114,7 +104,7 @@ def measure_text(
     Args:
         lines: where each line stands and its text.
         gate: sets what counts as a short and a long line, and which test sentences are long enough to look for.
-        script: ISO 15924 code of the language's script, such as ``Latn``; ``Jpan``, ``Kore``, ``Hans`` are understood.
+        script: ISO 15924 code of the language's script, such as ``Latn`` or ``Jpan`` (see `script_members`).
         tokenizer: the base's.
         test_sentences: sentences that must not be in the text, as text or as words joined by spaces.
         hash_limit: different lines to remember.
@@ -146,7 +136,7 @@ def most_used_script(text: str) -> str:
         are no letters.
     """
     counts = Counter(scripts.script(c) for c in text if unicodedata.category(c)[0] == "L")
-    for code in _ANY_SCRIPT:
+    for code in ANY_SCRIPT:
         counts.pop(code, None)
     if not counts:
         return "Latn"
@@ -154,36 +144,6 @@ def most_used_script(text: str) -> str:
         return "Jpan"
     found = counts.most_common(1)[0][0]
     return "Kore" if found == "Hang" else str(found)
-
-
-class _CharacterClasses(dict[int, str]):
-    """Letters for `str.translate`: d(eclared script), f(oreign), c(ontrol), r(eplacement), b(yte), n(one of these)."""
-
-    def __init__(self, script: str) -> None:
-        super().__init__()
-        self._declared = _JOINT_SCRIPTS.get(script, (script,))
-        unknown = [code for code in self._declared if scripts.script_name(code, default="") == ""]
-        if unknown or script in _ANY_SCRIPT:
-            raise ConfigError(
-                f"script must be an ISO 15924 code that Unicode knows, such as Latn, Cyrl or Arab; got {script!r}"
-            )
-
-    def __missing__(self, code: int) -> str:
-        self[code] = found = self._class_of(chr(code))
-        return found
-
-    def _class_of(self, character: str) -> str:
-        if character == "\ufffd":
-            return "r"
-        if "\ud800" <= character <= "\udfff":
-            return "b"
-        category = unicodedata.category(character)
-        if category in ("Cc", "Cs", "Co", "Cn"):
-            return "n" if character == "\t" else "c"
-        if category[0] not in "LM":
-            return "n"
-        code = scripts.script(character)
-        return "n" if code in _ANY_SCRIPT else "d" if code in self._declared else "f"
 
 
 class _RepeatCounter:
@@ -236,7 +196,11 @@ class _TextTally:
         self.examples = Examples()
         self.sample = _EvenSample(gate.tokenizer_lines)
         self._gate = gate
-        self._classes = _CharacterClasses(script)
+        try:
+            self._script = script_members(script)
+        except ValueError as error:
+            raise ConfigError(f"script {script!r}: {error}") from error
+        self._classes = CharacterClasses(self._script)
         self._repeats = _RepeatCounter(hash_limit)
         self._lengths: Counter[int] = Counter()
         self._characters: Counter[str] = Counter()
@@ -251,7 +215,10 @@ class _TextTally:
         classes = text.translate(self._classes)
         declared, foreign = classes.count("d"), classes.count("f")
         control, lost, undecodable = classes.count("c"), classes.count("r"), classes.count("b")
-        self._characters.update(all=length, declared=declared, foreign=foreign, control=control, lost=lost)
+        invisible, marks = classes.count("i"), classes.count("m")
+        self._characters.update(
+            all=length, declared=declared, foreign=foreign, control=control, lost=lost, invisible=invisible
+        )
         # Clipped, so that the table of lengths is bounded too.
         self._lengths[min(length, 100_000)] += 1
         plain = text.isascii()
@@ -259,7 +226,9 @@ class _TextTally:
         self._flag(line, "not_nfc_share", not plain and not unicodedata.is_normalized("NFC", text))
         self._flag(line, "replacement_share", lost > 0)
         self._flag(line, "control_share", control > 0)
-        self._flag(line, "mojibake_share", not plain and _MOJIBAKE.search(text) is not None)
+        self._flag(line, "mojibake_share", not plain and has_mojibake(text, self._script))
+        self._flag(line, "byte_order_mark_share", marks > 0)
+        self._flag(line, "invisible_share", invisible > 0)
         self._flag(line, "duplicate_share", self._repeats.add(text))
         self._flag(line, "short_line_share", length < self._gate.short_line_characters)
         self._flag(line, "long_line_share", length > self._gate.long_line_characters)
@@ -298,6 +267,7 @@ class _TextTally:
             "duplicate_share": self._repeats.share(),
             "replacement_share": share_of(self._characters["lost"], characters),
             "control_share": share_of(self._characters["control"], characters),
+            "invisible_share": share_of(self._characters["invisible"], characters),
             "script_share": share_of(self._characters["declared"], letters),
             "test_overlap": share_of(len(self._test_found), len(self._test_keys)),
         }

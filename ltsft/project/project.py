@@ -27,6 +27,7 @@ from ltsft.config import (
     MissingDataError,
     Name,
     Recipe,
+    Script,
     Source,
     Sources,
     TargetTask,
@@ -70,7 +71,7 @@ class Language(Frozen):
 
     code: Name
     name: str = Field(min_length=1, max_length=100, pattern=r"^[^\r\n\t]*$")
-    script: str = Field(pattern=r"^[A-Z][a-z]{3}$", description="ISO 15924, such as Latn")
+    script: Script
     text: Sources
 
     @field_validator("text")

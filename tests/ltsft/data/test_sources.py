@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import io
+import lzma
 import os
+import tarfile
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -109,9 +113,44 @@ def test_damaged_gzip_is_refused_by_name(tmp_path: Path) -> None:
         lines_of(tmp_path / "bad.gz", gzip.compress(b"a\n") + b"not gzip")
 
 
-def test_other_packings_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"packed with xz; allowed are gzip"):
-        lines_of(tmp_path / "a.xz", b"\xfd7zXZ\x00rest")
+def tar(text: bytes = b"a\n") -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        member = tarfile.TarInfo("text.txt")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (lzma.compress(b"a"), "packed with xz; allowed are gzip"),
+        (lzma.compress(b"a", format=lzma.FORMAT_ALONE), "packed with lzma;"),
+        (bz2.compress(b"a"), "packed with bzip2;"),
+        (b"\x04\x22\x4d\x18rest", "packed with lz4;"),
+        (b"\x1f\x9d\x90rest", r"packed with compress \(\.Z\);"),
+        (b"\x28\xb5\x2f\xfdrest", "packed with zstandard;"),
+        (gzip.compress(gzip.compress(b"a")), "packed with gzip twice; unpack it once"),
+        (tar(), "a tar archive; a source is one file"),
+        (tar(b"one line and another\n" * 20_000), "a tar archive"),
+        (gzip.compress(tar()), "a tar archive"),
+        (b"PK\x03\x04rest", "a zip archive"),
+        (gzip.compress(b"%PDF-1.7 rest"), "is a PDF; allowed is text in UTF-8"),
+        ("\ufeff\n<!DOCTYPE html><p>Yes".encode(), "is HTML; allowed is text in UTF-8"),
+        (b"<?xml version='1.0'?><mediawiki>", "is XML; allowed is text in UTF-8"),
+        ("a".encode("utf-32"), "is UTF-32, and UTF-8 is what is read"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_text_is_named_with_its_mend(tmp_path: Path, content: bytes, told: str) -> None:
+    with pytest.raises(SourceError, match=told):
+        lines_of(tmp_path / "a.txt", content)
+
+
+@pytest.mark.parametrize("line", ["070701 is a date", "BZhura means", "PAR1 le", "PK and LZIP", "<p> is a tag", "7z"])
+def test_a_text_that_begins_like_another_format_is_a_text(tmp_path: Path, line: str) -> None:
+    assert lines_of(tmp_path / "a.txt", f"{line}\n".encode() * 200) == [line] * 200
 
 
 def test_missing_file_is_refused_with_a_mend(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import example, given, settings
@@ -88,17 +88,47 @@ def test_an_example_is_always_printable_text(tokenizer: PreTrainedTokenizerFast)
     assert len(example) < 150
 
 
-def test_the_words_of_two_languages_in_one_script_are_not_mojibake(tokenizer: PreTrainedTokenizerFast) -> None:
-    lines = ["Ísland er «gott» — Ærø, Åland, Ðà…", "NÃO É «PÃO», À “ÇA”", "Øl, Übung: „Spaß“ – groß", "âge, été, naïf…"]
-    assert measure(lines, tokenizer).values["mojibake_share"] == 0.0
+SOUND_MARKS = [
+    ("Arab", "می\u200cروم خانه\u200cام کتاب\u200cها"),  # joiners within Persian words
+    ("Mlym", "അവര്\u200d പറഞ്ഞു"),
+    ("Khmr", "ខ្ញុំ\u200bទៅ\u200bផ្ទះ"),  # invisible spaces between Khmer words
+    ("Latn", "We ❤\ufe0f it 👩\u200d🌾"),
+]
 
 
-@pytest.mark.parametrize("text", ["Hósvík er ein bygd, ið liggur á Streymoynni", "Привет, мир", "“Ɔ bɛ” — ê", "Łódź"])
-@pytest.mark.parametrize("wrong", ["latin-1", "cp1252"])
-def test_utf8_read_in_a_western_encoding_is_found(text: str, wrong: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    # As browsers do, bytes that Windows-1252 lacks become the control characters of Latin-1.
-    read = "".join(bytes([b]).decode(wrong, errors="ignore") or chr(b) for b in text.encode("utf-8"))
-    assert measure([read], tokenizer).values["mojibake_share"] == 1.0
+@pytest.mark.parametrize(("script", "line"), SOUND_MARKS)
+def test_invisible_characters_that_are_written_are_sound(
+    script: str, line: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    values = measure([line], tokenizer, script=script).values
+    assert values["invisible_share"] == values["control_share"] == values["byte_order_mark_share"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("measure_name", "spoil"),
+    [
+        ("byte_order_mark_share", lambda line: f"\ufeff{line}"),
+        ("invisible_share", lambda line: " ".join(f"\u200e{word}" for word in line.split())),
+        ("invisible_share", lambda line: line.replace("s", "s\u00ad")),
+        ("invisible_share", lambda line: line.replace(" ", " \u200b")),
+    ],
+)
+def test_invisible_characters_that_nobody_writes_are_found_and_shown(
+    measure_name: str, spoil: Callable[[str], str], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    lines = good_lines(100)
+    lines[40:60] = map(spoil, lines[40:60])
+    measures = measure(lines, tokenizer)
+    assert (measures.values[measure_name] or 0.0) > getattr(TextGate(), f"max_{measure_name}")
+    place = measures.examples[measure_name][0]
+    assert place.startswith("xx.txt:41 «")
+    assert "\\u" in place or "\\x" in place
+
+
+def test_letters_that_python_does_not_know_yet_are_letters(tokenizer: PreTrainedTokenizerFast) -> None:
+    values = measure(["\U0001e4d0\U0001e4d1 \U0001e4d2"], tokenizer, script="Nagm").values  # Nag Mundari, Unicode 15
+    assert values["control_share"] == 0.0
+    assert values["script_share"] == 1.0
 
 
 def test_letters_are_counted_by_script_and_digits_and_marks_are_neutral(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -112,6 +142,7 @@ def test_letters_are_counted_by_script_and_digits_and_marks_are_neutral(tokenize
 def test_a_joint_script_code_covers_the_scripts_that_it_joins(tokenizer: PreTrainedTokenizerFast) -> None:
     assert measure(["日本語のテスト"], tokenizer, script="Jpan").values["script_share"] == 1.0
     assert measure(["日本語のテスト"], tokenizer, script="Hira").values["script_share"] == pytest.approx(1 / 7)
+    assert measure(["اردو زبان"], tokenizer, script="Aran").values["script_share"] == 1.0
 
 
 @pytest.mark.parametrize("script", ["Xxxx", "Zyyy", "latn"])
