@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -30,10 +31,7 @@ class Phase(Frozen):
         return self
 
 
-_SINCE = (
-    *("disjoint", "values", "processes", "nodes", "head", "rank", "variance", "high_order", "reduction"),
-    "consistency",
-)
+_SINCE = ("disjoint", "values", "processes", "nodes", "head", "consistency")
 """Settings of a recipe that are younger than the first keys."""
 
 
@@ -63,10 +61,7 @@ class Recipe(Frozen):
     processes: int = Field(1, ge=1, description="processes of a node that train together, each with a GPU of its own")
     nodes: int = Field(1, ge=1, description="machines that train together, each with so many processes")
     consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
-    rank: int | None = Field(None, ge=1, description="of the products of lora, of the low-order part of deft_x")
-    variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
-    high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept (deft_x)")
-    reduction: float | None = Field(None, gt=0, description="hidden size over the width of a bottleneck (mad_x)")
+    own: dict[str, Any] = Field({}, description="what only its method has; in a project file it stands beside the rest")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((1,), min_length=1)
 
     @model_validator(mode="after")
@@ -86,14 +81,20 @@ class Recipe(Frozen):
             raise ValueError("seeds must be distinct")
         return self
 
-    def of_seed(self, seed: int) -> dict[str, Any]:
-        """Give the plain values that go into the key of the SFT trained with this seed."""
+    def of_seed(self, seed: int, *, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Give the plain values that go into the key of the SFT trained with this seed.
+
+        Args:
+            seed: of the training.
+            own: the method's own settings that are not as they are by default; as they were given without it.
+        """
         # What changes nothing when it is left as it is stays out, so that a new option leaves old keys alone.
         plain = {name: type(self).model_fields[name].default for name in _SINCE}
         # Where word lists lie is no part of a key; what is in them stands beside the recipe, as of all data.
         places = {"consistency": {"augmentations": {"code_switch": {"words"}}}}
-        values = self.model_dump(mode="json", exclude={"seeds": True, **places})
-        return {**{n: v for n, v in values.items() if n not in plain or v != plain[n]}, "seed": seed}
+        values = self.model_dump(mode="json", exclude={"seeds": True, "own": True, **places})
+        kept = {n: v for n, v in values.items() if n not in plain or v != plain[n]}
+        return {**kept, **(self.own if own is None else own), "seed": seed}
 
 
 class MethodRecipes(Frozen):

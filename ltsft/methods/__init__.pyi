@@ -1,6 +1,7 @@
 from ltsft.methods.mask import select_magnitude as select_magnitude
 from ltsft.methods.method import AdapterMethod as AdapterMethod
 from ltsft.methods.method import Method as Method
+from ltsft.methods.method import OwnSettings as OwnSettings
 from ltsft.methods.method import SupportMethod as SupportMethod
 from ltsft.methods.method import budget as budget
 from ltsft.methods.registry import METHODS as METHODS

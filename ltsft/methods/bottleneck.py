@@ -12,9 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from ltsft.methods.method import AdapterMethod, budget
+from ltsft.methods.method import AdapterMethod, OwnSettings, budget
 from ltsft.methods.stack import Bottlenecks, layers_of, stack_of
 from ltsft.sft import Kind
 
@@ -27,17 +28,23 @@ if TYPE_CHECKING:
 _NAME = "ltsft_adapter"
 
 
+class MadXSettings(OwnSettings):
+    """How wide the bottlenecks are."""
+
+    reduction: float | None = Field(None, gt=0, description="hidden size over width; that nearest to K when null")
+
+
 class MadX(AdapterMethod):
     """Bottlenecks whose width is hidden size / `reduction`, or that nearest to K."""
 
     name: ClassVar[str] = "mad_x"
     summary: ClassVar[str] = "bottleneck adapters: modules in each layer beside the weights, which no diff can express"
-    settings: ClassVar[frozenset[str]] = frozenset({"reduction"})
+    settings: ClassVar[type[OwnSettings]] = MadXSettings
     is_stacked: ClassVar[bool] = True
 
     def follows_density(self, recipe: Recipe) -> bool:
         """Say whether there is no `reduction`, which would settle it."""
-        return recipe.reduction is None
+        return MadXSettings.of(recipe).reduction is None
 
     def attach(
         self, model: PreTrainedModel, roles: Roles, *, kind: Kind, recipe: Recipe, seed: int
@@ -49,8 +56,8 @@ class MadX(AdapterMethod):
         hidden = int(model.config.hidden_size)
         invertible = embeddings.embedding_dim if kind == "language" else 0
         width = (
-            max(1, round(hidden / recipe.reduction))
-            if recipe.reduction
+            max(1, round(hidden / reduction))
+            if (reduction := MadXSettings.of(recipe).reduction)
             else matching_width(budget(recipe, roles.size), layers=layers, hidden=hidden, invertible=invertible)
         )
         with torch.random.fork_rng(devices=[]):

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ltsft.errors import TrainingError
 from ltsft.methods.mask import select_magnitude
-from ltsft.methods.method import SupportMethod
+from ltsft.methods.method import OwnSettings, SupportMethod
 
 if TYPE_CHECKING:
     from ltsft.config import Recipe
@@ -23,12 +24,20 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 8192
 
 
+class DenoisedSettings(OwnSettings):
+    """What is kept of the moves."""
+
+    rank: int | None = Field(None, ge=1, description="of the low-order part, in place of `variance`")
+    variance: float = Field(0.9, gt=0, le=1, description="share that the low-order part has at least, without a rank")
+    high_order: float = Field(0.05, ge=0, le=1, description="share of the high-order part that is kept")
+
+
 class Denoised(SupportMethod):
     """Full phase, denoising, the K largest denoised differences, rewind, sparse phase."""
 
     name: ClassVar[str] = "deft_x"
     summary: ClassVar[str] = "the K weights with the largest denoised moves in a full phase, trained from the base"
-    settings: ClassVar[frozenset[str]] = frozenset({"rank", "variance", "high_order"})
+    settings: ClassVar[type[OwnSettings]] = DenoisedSettings
 
     @torch.no_grad()
     def select(
@@ -42,12 +51,11 @@ class Denoised(SupportMethod):
         seed: int,
     ) -> dict[str, Tensor]:
         """Select by denoised differences; `now` is overwritten with them, so that there is no second copy."""
+        own = DenoisedSettings.of(recipe)
         for name, p in now.items():
             difference = p - start[name].to(p.device)
             if difference.dim() == 2:
-                difference = denoise(
-                    difference, variance=recipe.variance, rank=recipe.rank, high_order=recipe.high_order
-                )
+                difference = denoise(difference, variance=own.variance, rank=own.rank, high_order=own.high_order)
             p.copy_(difference)
         nothing = {name: torch.zeros(()).expand(p.shape) for name, p in now.items()}
         return select_magnitude(now, nothing, k, taken=taken)

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from ltsft.errors import CompositionError, ConfigError
-from ltsft.methods.method import AdapterMethod, budget
+from ltsft.methods.method import AdapterMethod, OwnSettings, budget
 from ltsft.sft import SFT, Diff, Kind
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ _NAME = "ltsft"
 """What peft calls the adapter; also part of the names of its modules."""
 
 
+class LowRankSettings(OwnSettings):
+    """How large the products are."""
+
+    rank: int | None = Field(None, ge=1, description="of the products; that which comes nearest to K when null")
+
+
 class LowRank(AdapterMethod):
     """Products of rank `rank` at every linear layer of the encoder that is not frozen, of scale 1."""
 
@@ -33,11 +40,11 @@ class LowRank(AdapterMethod):
     summary: ClassVar[str] = (
         "two narrow matrices A and B for each linear layer of the encoder; B A, which is dense, is added to its weight"
     )
-    settings: ClassVar[frozenset[str]] = frozenset({"rank"})
+    settings: ClassVar[type[OwnSettings]] = LowRankSettings
 
     def follows_density(self, recipe: Recipe) -> bool:
         """Say whether there is no `rank`, which would settle it."""
-        return recipe.rank is None
+        return LowRankSettings.of(recipe).rank is None
 
     def attach(
         self, model: PreTrainedModel, roles: Roles, *, kind: Kind, recipe: Recipe, seed: int
@@ -55,7 +62,8 @@ class LowRank(AdapterMethod):
             raise ConfigError(
                 f"freeze: {', '.join(recipe.freeze)} leaves no linear layer to lora; set another one in methods.lora"
             )
-        rank = recipe.rank or matching_rank(list(linear.values()), budget(recipe, roles.size))
+        matching = matching_rank(list(linear.values()), budget(recipe, roles.size))
+        rank = LowRankSettings.of(recipe).rank or matching
         prefix = f"{model.base_model_prefix}."
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=[prefix + name for name in linear], bias="none")
         with torch.random.fork_rng(devices=[]):

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from pydantic import ValidationError as PydanticError
 from torch import Tensor, nn
 
+from ltsft.config import Frozen
+from ltsft.errors import ConfigError
 from ltsft.methods.mask import support_size
 
 if TYPE_CHECKING:
@@ -21,10 +24,36 @@ if TYPE_CHECKING:
     from ltsft.config import Recipe
     from ltsft.sft import SFT, Kind
 
-__all__ = ["AdapterMethod", "Method", "SupportMethod", "budget"]
+__all__ = ["AdapterMethod", "Method", "OwnSettings", "SupportMethod", "budget"]
 
-_OWN = ("rank", "variance", "high_order", "reduction")
-"""Settings of a recipe that only some methods have."""
+
+class OwnSettings(Frozen):
+    """The settings of a recipe that only one method has; this one has none."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        """Take them from a recipe.
+
+        Raises:
+            ConfigError: one is unknown or out of range.
+        """
+        if found := cls.problems(recipe.own):
+            raise ConfigError("; ".join(found))
+        return cls.model_validate(recipe.own)
+
+    @classmethod
+    def problems(cls, own: Mapping[str, Any], *, method: str = "this method") -> list[str]:
+        """Say what is wrong with some values, each as ``setting: what is allowed``."""
+        try:
+            cls.model_validate(own)
+        except PydanticError as error:
+            found = []
+            for item in error.errors(include_url=False):
+                is_unknown = item["type"] == "extra_forbidden"
+                message = f"{method} has no such setting" if is_unknown else item["msg"].removeprefix("Value error, ")
+                found.append(f"{'.'.join(map(str, item['loc']))}: {message}, got {item['input']!r}")
+            return found
+        return []
 
 
 class Method(ABC):
@@ -38,7 +67,7 @@ class Method(ABC):
         has_rounds: whether it selects K weights, in several rounds if the recipe says so.
         has_norm_biases: whether the biases of layer norms are among the maskable weights.
         is_stacked: whether its product is modules that stay modules when SFTs are composed, and so no diff.
-        settings: which of the settings that only some methods have it has.
+        settings: what a recipe may say to this method alone.
     """
 
     name: ClassVar[str]
@@ -48,15 +77,11 @@ class Method(ABC):
     has_rounds: ClassVar[bool] = True
     has_norm_biases: ClassVar[bool] = False
     is_stacked: ClassVar[bool] = False
-    settings: ClassVar[frozenset[str]] = frozenset()
+    settings: ClassVar[type[OwnSettings]] = OwnSettings
 
     def problems(self, recipe: Recipe) -> list[str]:
         """Say what of a recipe this method cannot work with, each as ``setting: what is allowed``."""
-        found = [
-            f"{name}: {self.name} has no such setting, got {getattr(recipe, name)}"
-            for name in _OWN
-            if name not in self.settings and getattr(recipe, name) != type(recipe).model_fields[name].default
-        ]
+        found = self.settings.problems(recipe.own, method=self.name)
         if recipe.iterations > 1 and not self.has_rounds:
             found.append(f"iterations: must be 1 for {self.name}, which selects nothing, got {recipe.iterations}")
         if recipe.disjoint and not self.has_rounds:
@@ -75,7 +100,8 @@ class Method(ABC):
     def used(self, recipe: Recipe, seed: int) -> dict[str, Any]:
         """Give the plain values of a recipe that determine what this method learns with a seed."""
         unused = {"full", "sparse"} - set(self.phases)
-        return {name: value for name, value in recipe.of_seed(seed).items() if name not in unused}
+        own = self.settings.of(recipe).model_dump(mode="json", exclude_defaults=True)
+        return {name: value for name, value in recipe.of_seed(seed, own=own).items() if name not in unused}
 
     def as_diffs(self, sft: SFT) -> SFT:
         """Give an SFT whose product is no diff as one with diffs, if it can be: composing takes diffs."""

@@ -79,6 +79,7 @@ class Classification(TargetObjective):
     shown: ClassVar[dict[str, str]] = {"macro_f1": "macro-F1"}
     measures: ClassVar[frozenset[str]] = frozenset({"empty_text_share", "long_sentence_share"})
     example: ClassVar[type] = ClassifiedText
+    reader: ClassVar[str] = "ltsft.serving.readers.texts:TextReader"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
         super().__init__(tokenizer, labels=labels, max_length=max_length)

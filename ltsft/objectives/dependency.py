@@ -104,6 +104,7 @@ class DependencyParsing(TargetObjective):
     shown: ClassVar[dict[str, str]] = {"uas": "UAS"}
     measures: ClassVar[frozenset[str]] = WORD_MEASURES - {"label_agreement"}
     example: ClassVar[type] = ParsedSentence
+    reader: ClassVar[str] = "ltsft.serving.readers.trees:TreeReader"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
         super().__init__(tokenizer, labels=labels, max_length=max_length)

@@ -52,6 +52,7 @@ class NamedEntities(TokenClassification):
     measures: ClassVar[frozenset[str]] = TokenClassification.measures | {"bio_break_share"}
     background: ClassVar[str] = OUTSIDE
     example: ClassVar[type] = EntityPiece
+    reader: ClassVar[str] = "ltsft.serving.readers.words:EntityReader"
 
     @classmethod
     def problems(cls, target: TargetTask) -> list[str]:

@@ -123,6 +123,8 @@ class TargetObjective(Objective):
         background: the label that does not count when the most frequent one is looked for; none if empty.
         example: the class of the examples; if all its fields are whole numbers and tuples of them, they are kept in
             files.
+        reader: how it is served: the place of its reader (`ltsft.serving.answers.Reader`), as ``module:class``. It is
+            named, not imported: what serves stands above what is learnt. If empty, it is scored and not released.
     """
 
     metric: ClassVar[str]
@@ -131,6 +133,7 @@ class TargetObjective(Objective):
     measures: ClassVar[frozenset[str]]
     background: ClassVar[str] = ""
     example: ClassVar[type]
+    reader: ClassVar[str] = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str] = (), max_length: int) -> None:
         self.labels = tuple(labels)

@@ -96,6 +96,7 @@ class QuestionAnswering(TargetObjective):
     shown: ClassVar[dict[str, str]] = {"exact_match": "exact match"}
     measures: ClassVar[frozenset[str]] = frozenset({"empty_text_share", "answer_mismatch_share"})
     example: ClassVar[type] = Window
+    reader: ClassVar[str] = "ltsft.serving.readers.questions:QuestionReader"
 
     @classmethod
     def problems(cls, target: TargetTask) -> list[str]:

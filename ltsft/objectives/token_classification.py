@@ -59,6 +59,7 @@ class TokenClassification(TargetObjective):
     unit: ClassVar[str] = "words"
     measures: ClassVar[frozenset[str]] = WORD_MEASURES
     example: ClassVar[type] = TaggedPiece
+    reader: ClassVar[str] = "ltsft.serving.readers.words:TokenReader"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, labels: Sequence[str], max_length: int) -> None:
         super().__init__(tokenizer, labels=labels, max_length=max_length)

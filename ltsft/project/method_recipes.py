@@ -3,6 +3,8 @@
     recipes: {language: {density: 0.08, full: {learning_rate: 4.0e-4}}}
     methods: {lora: {recipes: {language: {full: {learning_rate: 1.0e-3}}}}}
 
+What only some methods have (`rank`) stands beside the rest in the file, and in `own` of a parsed recipe.
+
 All of this happens before anything is parsed: what is not of the right form is passed on, for the models to refuse.
 """
 
@@ -16,7 +18,7 @@ from ltsft.config import LT_SFT
 if TYPE_CHECKING:
     from ltsft.methods import Method
 
-__all__ = ["unknown_methods", "work_out_recipes"]
+__all__ = ["own_problems", "unknown_methods", "work_out_recipes"]
 
 _SIZES = frozenset({"density", "size"})
 
@@ -45,11 +47,29 @@ def work_out_recipes(raw: dict[str, Any]) -> dict[str, Any]:
         method = METHODS.get(name)
         inherited = recipes if method is None else {part: _of_use(recipe, method) for part, recipe in recipes.items()}
         merged = {part: _merged_recipe(recipe, own.get(part, {})) for part, recipe in inherited.items()}
-        worked_out[name] = {"recipes": merged}
+        worked_out[name] = {"recipes": {part: _own_apart(recipe) for part, recipe in merged.items()}}
     chosen = worked_out.get(str(raw.get("method", LT_SFT)))
     if isinstance(chosen, Mapping) and isinstance(chosen.get("recipes"), Mapping):
         recipes = chosen["recipes"]
     return {**raw, "methods": worked_out, "recipes": recipes}
+
+
+def own_problems(raw: dict[str, Any]) -> list[str]:
+    """Say what is wrong with the settings that only some methods have, for each method.
+
+    Args:
+        raw: the project file as it was read.
+    """
+    from ltsft.methods import METHODS
+
+    chosen = str(raw.get("method", LT_SFT))
+    problems = []
+    for name, section in _mapping(work_out_recipes(raw).get("methods")).items():
+        place = "recipes" if name == chosen else f"methods.{name}.recipes"
+        for part, recipe in _mapping(_mapping(section).get("recipes")).items() if name in METHODS else ():
+            own = _mapping(_mapping(recipe).get("own"))
+            problems += [f"{place}.{part}.{line}" for line in METHODS[name].settings.problems(own, method=name)]
+    return problems
 
 
 def unknown_methods(raw: Mapping[str, Any], known: list[str]) -> list[str]:
@@ -88,6 +108,17 @@ def _of_use(recipe: Any, method: Method) -> Any:
     if isinstance(consistency, Mapping) and method.phases != ("full", "sparse"):
         kept["consistency"] = {name: value for name, value in consistency.items() if name != "model"}
     return kept
+
+
+def _own_apart(recipe: Any) -> Any:
+    """Put the settings that only some methods have apart from those that all have."""
+    from ltsft.methods import METHODS
+
+    if not isinstance(recipe, Mapping):
+        return recipe
+    known = {name for method in METHODS.values() for name in method.settings.model_fields}
+    own = {name: value for name, value in recipe.items() if name in known}
+    return {**{name: value for name, value in recipe.items() if name not in own}, **({"own": own} if own else {})}
 
 
 def _merged_recipe(recipe: Any, own: Any) -> Any:

@@ -35,7 +35,7 @@ from ltsft.config import (
 )
 from ltsft.errors import ConfigError
 from ltsft.project.extended import moved_store, read_extended
-from ltsft.project.method_recipes import unknown_methods, work_out_recipes
+from ltsft.project.method_recipes import own_problems, unknown_methods, work_out_recipes
 from ltsft.project.tree import read_value
 
 __all__ = [
@@ -249,7 +249,8 @@ def load_project(
     except PydanticError as error:
         problems = [*_field_problems(error, root), *problems]
     if problems:
-        raise ConfigError(f"{path} has mistakes:\n" + "\n".join(f"  {problem}" for problem in problems))
+        lines = dict.fromkeys(f"  {problem}" for problem in problems)
+        raise ConfigError(f"{path} has mistakes:\n" + "\n".join(lines))
     return project
 
 
@@ -315,7 +316,7 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
     problems += [
         f"recipes.{n}: no such target task; allowed are {', '.join(known)}" for n in recipes if str(n) not in known
     ]
-    problems += unknown_methods(raw, known)
+    problems += [*unknown_methods(raw, known), *own_problems(dict(raw))]
     problems += _unknown_objectives(targets)
     problems += _unknown_rule(_as_mapping(raw.get("composition")).get("rule"))
     for name, target in targets.items():

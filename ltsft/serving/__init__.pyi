@@ -1,5 +1,7 @@
+from ltsft.serving.answers import Input as Input
 from ltsft.serving.answers import Output as Output
 from ltsft.serving.answers import Piece as Piece
+from ltsft.serving.answers import Prepared as Prepared
 from ltsft.serving.answers import Reader as Reader
 from ltsft.serving.batching import Batcher as Batcher
 from ltsft.serving.batching import Job as Job
@@ -12,9 +14,10 @@ from ltsft.serving.limits import Limits as Limits
 from ltsft.serving.metrics import Metrics as Metrics
 from ltsft.serving.metrics import resident_bytes as resident_bytes
 from ltsft.serving.packed import Unpacked as Unpacked
-from ltsft.serving.readers.registry import READERS as READERS
+from ltsft.serving.readers.registry import reader_class as reader_class
 from ltsft.serving.readers.words import TokenPiece as TokenPiece
 from ltsft.serving.readers.words import TokenReader as TokenReader
+from ltsft.serving.results import Result as Result
 from ltsft.serving.service import Service as Service
 from ltsft.serving.web.app import create_app as create_app
 from ltsft.serving.web.guard import ApiKeys as ApiKeys

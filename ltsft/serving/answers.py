@@ -1,6 +1,6 @@
 """What lies between a request and its answer: an input becomes pieces for the model, its outputs become a result.
 
-A *reader* does both for one kind of target task; `ltsft.serving.readers.registry` lists them.
+A *reader* does both for one kind of target task, whose objective names it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 __all__ = [
     "EntitiesResult",
@@ -49,12 +51,25 @@ class Entity(BaseModel):
     score: float | None = Field(description="the lowest probability of the labels of its words")
 
 
-class _Result(BaseModel):
+class Result(BaseModel):
+    """The answer to one text; each kind of target task has one of its own."""
+
     pieces: int = Field(default=1, description="more than 1 where the text was longer than the base takes at once")
     is_cut: bool = Field(default=False, description="whether something was left out because it did not fit")
 
+    def columns(self) -> dict[str, Any]:
+        """Give it as a row of a table."""
+        raise NotImplementedError
 
-class TaggedResult(_Result):
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe all kinds there are, where any of them may stand."""
+        if cls is not Result:
+            return handler(schema)
+        return {"anyOf": [handler(kind.__pydantic_core_schema__) for kind in cls.__subclasses__()]}
+
+
+class TaggedResult(Result):
     """The words of a text, labelled."""
 
     words: list[Word]
@@ -64,7 +79,7 @@ class TaggedResult(_Result):
         return _word_columns(self.words)
 
 
-class EntitiesResult(_Result):
+class EntitiesResult(Result):
     """The named entities of a text."""
 
     entities: list[Entity]
@@ -77,7 +92,7 @@ class EntitiesResult(_Result):
         return {**_word_columns(self.words), "entities": entities}
 
 
-class ParsedResult(_Result):
+class ParsedResult(Result):
     """The dependency tree of a sentence."""
 
     words: list[ParsedWord]
@@ -87,7 +102,7 @@ class ParsedResult(_Result):
         return {**_word_columns(self.words), "heads": [word.head for word in self.words]}
 
 
-class LabelResult(_Result):
+class LabelResult(Result):
     """The label of a text, or of a pair."""
 
     label: str
@@ -99,7 +114,7 @@ class LabelResult(_Result):
         return {"label": self.label, "score": self.score}
 
 
-class SpanResult(_Result):
+class SpanResult(Result):
     """The answer to a question: a part of its context."""
 
     text: str = Field(description="empty where the context holds nothing that could answer")
@@ -110,9 +125,6 @@ class SpanResult(_Result):
     def columns(self) -> dict[str, Any]:
         """Give it as a row of a table."""
         return {"answer": self.text, "start": self.start, "end": self.end, "score": self.score}
-
-
-Result = TaggedResult | EntitiesResult | ParsedResult | LabelResult | SpanResult
 
 
 def _word_columns(words: list[Any]) -> dict[str, Any]:

@@ -101,9 +101,8 @@ def _with_densities(ref: ProjectRef, target_task: str, language: float, task: fl
         raise ConfigError(f"{method.name} has no language SFTs whose density could be swept; give one language density")
     for part, density in sizes.items():
         if not method.follows_density(project.recipes[part]):
-            remedy = (
-                f"leave out {', '.join(sorted(method.settings))}" if method.settings else "sweep lt_sft, for example"
-            )
+            own = ", ".join(sorted(method.settings.model_fields))
+            remedy = f"leave out {own}" if own else "sweep lt_sft, for example"
             raise ConfigError(
                 f"density does not settle how much {method.name} learns by its recipe of {part}; {remedy}"
             )

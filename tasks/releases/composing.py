@@ -13,7 +13,7 @@ from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.release import ComposedBase, ComposedPart, Composition, Slot
-from ltsft.serving import READERS
+from ltsft.serving import reader_class
 from ltsft.sft import read_manifest
 from ltsft.training import labelled_rows
 from tasks.releases.pyfunc import save_pyfunc
@@ -55,11 +55,7 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
         )
     scored_step(workspace, slot)
     target = workspace.project.target_tasks[slot.target_task]
-    if target.objective not in READERS:
-        raise ReleaseError(
-            f"{slot.target_task} {slot.language}: objective {target.objective!r} cannot be served or released; "
-            f"allowed are {', '.join(READERS)}. ltsft compose writes it as a folder"
-        )
+    reader_class(target.objective)
     recipe = workspace.project.recipes[target.name]
     settings = workspace.project.composition
     weights = settings.weights_of(slot.language)
@@ -83,6 +79,7 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
 
 def log_model(workspace: Workspace, composition: Composition, run: RunHandle) -> None:
     """Log the pyfunc model of a composition with its run."""
+    reader = reader_class(composition.objective)
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder, COMPOSITION_FILE)
         recipe.write_text(composition.to_json(), encoding="utf-8")
@@ -93,8 +90,8 @@ def log_model(workspace: Workspace, composition: Composition, run: RunHandle) ->
                 code=Path(__file__).with_name("composed_model.py"),
                 artifacts={"composition": str(recipe)},
                 example=_example(workspace, composition.slot),
-                inputs=READERS[composition.objective].inputs,
-                outputs=READERS[composition.objective].outputs,
+                inputs=reader.inputs,
+                outputs=reader.outputs,
                 metadata={"composition": composition.key, "base_fingerprint": composition.base.fingerprint},
             )
         run.log_folder(model, MODEL)
@@ -108,7 +105,8 @@ def parents(composition: Composition) -> str:
 def _example(workspace: Workspace, slot: Slot) -> list[dict[str, Any]]:
     """Give some rows of the test set as people would ask them: words as a text."""
     target = workspace.project.target_tasks[slot.target_task]
-    asked = [READERS[target.objective].asked(row) for row in labelled_rows(target, target.test[slot.language])]
+    reader = reader_class(target.objective)
+    asked = [reader.asked(row) for row in labelled_rows(target, target.test[slot.language])]
     return [
         {"text": " ".join(item.words)} if item.words is not None else item.as_row() for item in asked[:EXAMPLE_ROWS]
     ]

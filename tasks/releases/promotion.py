@@ -24,7 +24,7 @@ from ltsft.errors import ConfigError, ReleaseError, ServiceError
 from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
 from ltsft.release import Canary, Composition, Measured, Slot, Verdict, has_passed, judge, load_parts
-from ltsft.serving import READERS
+from ltsft.serving import reader_class
 from ltsft.training import labelled_rows
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
 from tasks.orchestration import is_service_away
@@ -195,7 +195,7 @@ def ask_canary(workspace: Workspace, candidate: Candidate) -> Canary:
     return run_canary(
         candidate.version.uri,
         tracking_uri=workspace.tracker.tracking_uri,
-        reader=READERS[target.objective],
+        reader=reader_class(target.objective),
         rows=rows,
         outcomes=outcomes_of(workspace, candidate)[: len(rows)],
         timeout_seconds=workspace.project.gates.release.canary_seconds,

@@ -19,7 +19,7 @@ from ltsft.release.release import Slot
 from ltsft.serving.engine import Engine
 from ltsft.serving.limits import Limits
 from ltsft.serving.metrics import Metrics
-from ltsft.serving.readers.registry import READERS
+from ltsft.serving.readers.registry import reader_class
 from ltsft.serving.service import Service
 from ltsft.serving.web.app import create_app
 from ltsft.toy.family import write_family
@@ -188,7 +188,7 @@ def _every_target_task_is_released_and_answers_as_it_was_scored(
     try:
         for slot, release in live.items():
             target = workspace.project.target_tasks[slot.target_task]
-            reader, rows = READERS[target.objective], labelled_rows(target, target.test[slot.language])
+            reader, rows = reader_class(target.objective), labelled_rows(target, target.test[slot.language])
             cell = workspace.tracker.find(workspace.plan.step(f"cell {slot}").product.key)
             assert cell is not None
             wanted = np.load(workspace.tracker.download(cell.run_id, "outcomes/seed-1.npy"), allow_pickle=False)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from transformers import AutoModelForQuestionAnswering, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ltsft.objectives import QuestionAnswering, QuestionRow, Window, answer_f1, best_span
+from ltsft.objectives import OBJECTIVES, QuestionAnswering, QuestionRow, Window, answer_f1, best_span
 from ltsft.release import Composition
 from ltsft.serving.answers import TOKENIZING, Input, Output, Prepared, refuse_form, refuse_long
 from ltsft.serving.limits import Limits
@@ -34,7 +34,8 @@ class QuestionReader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, composition: Composition, limits: Limits) -> None:
         self._max_length = composition.max_length
-        self._objective = QuestionAnswering(tokenizer, max_length=self._max_length)
+        objective = cast(type[QuestionAnswering], OBJECTIVES[composition.objective])
+        self._objective = objective(tokenizer, max_length=self._max_length)
         self._limits = limits
 
     def build_shell(self, config: PreTrainedConfig) -> PreTrainedModel:

@@ -1,28 +1,37 @@
-"""How each objective is served. A new kind of target task is one file with a reader and one line here."""
+"""The reader of each objective: the objective names it (`ltsft.objectives.objective.TargetObjective`)."""
 
 from __future__ import annotations
+
+from pkgutil import resolve_name
 
 from transformers import PreTrainedTokenizerBase
 
 from ltsft.errors import ReleaseError
+from ltsft.objectives import OBJECTIVES
 from ltsft.release import Composition
 from ltsft.serving.answers import Reader
 from ltsft.serving.limits import Limits
-from ltsft.serving.readers.questions import QuestionReader
-from ltsft.serving.readers.texts import TextReader
-from ltsft.serving.readers.trees import TreeReader
-from ltsft.serving.readers.words import EntityReader, TokenReader
 
-__all__ = ["READERS", "reader_of"]
+__all__ = ["reader_class", "reader_of"]
 
-READERS: dict[str, type[Reader]] = {
-    "pos": TokenReader,
-    "ner": EntityReader,
-    "dp": TreeReader,
-    "classification": TextReader,
-    "qa": QuestionReader,
-}
-"""The readers by the name of their objective."""
+
+def reader_class(objective: str) -> type[Reader]:
+    """Give how an objective is served.
+
+    Args:
+        objective: its name.
+
+    Raises:
+        ReleaseError: there is no such objective, or it names no reader.
+    """
+    served = [name for name, found in OBJECTIVES.items() if found.reader]
+    if objective not in served:
+        raise ReleaseError(
+            f"objective {objective!r} cannot be served or released; allowed are {', '.join(sorted(served))}. "
+            "ltsft compose writes it as a folder"
+        )
+    reader: type[Reader] = resolve_name(OBJECTIVES[objective].reader)
+    return reader
 
 
 def reader_of(composition: Composition, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Reader:
@@ -31,9 +40,8 @@ def reader_of(composition: Composition, tokenizer: PreTrainedTokenizerBase, limi
     Raises:
         ReleaseError: its objective cannot be served.
     """
-    if composition.objective not in READERS:
-        raise ReleaseError(
-            f"{composition.slot}: objective {composition.objective!r} cannot be served; allowed are "
-            f"{', '.join(sorted(READERS))}"
-        )
-    return READERS[composition.objective](tokenizer, composition, limits)
+    try:
+        reader = reader_class(composition.objective)
+    except ReleaseError as error:
+        raise ReleaseError(f"{composition.slot}: {error}") from error
+    return reader(tokenizer, composition, limits)

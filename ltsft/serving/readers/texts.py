@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ltsft.objectives import Classification, ClassifiedText, TextRow
+from ltsft.objectives import OBJECTIVES, ClassifiedText, TextRow
 from ltsft.release import Composition
 from ltsft.serving.answers import TOKENIZING, Input, Output, Prepared, refuse_form, refuse_long
 from ltsft.serving.limits import Limits
@@ -36,7 +36,8 @@ class TextReader:
         self._tokenizer = tokenizer
         self.forms = ("text and pair",) if composition.takes_pairs else ("text",)
         self._max_length = composition.max_length
-        self._objective = Classification(tokenizer, labels=self.labels, max_length=self._max_length)
+        objective = OBJECTIVES[composition.objective]
+        self._objective = objective(tokenizer, labels=self.labels, max_length=self._max_length)
         self._limits = limits
 
     def build_shell(self, config: PreTrainedConfig) -> PreTrainedModel:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.data import Row
-from ltsft.objectives import BiaffineParser, DependencyParsing, ParsedSentence, universal
+from ltsft.objectives import OBJECTIVES, BiaffineParser, DependencyParsing, ParsedSentence, universal
 from ltsft.release import Composition
 from ltsft.serving.answers import (
     TOKENIZING,
@@ -47,7 +47,8 @@ class TreeReader:
         self.labels = composition.labels
         self._tokenizer = tokenizer
         self._max_length = composition.max_length
-        self._objective = DependencyParsing(tokenizer, labels=self.labels, max_length=self._max_length)
+        objective = cast(type[DependencyParsing], OBJECTIVES[composition.objective])
+        self._objective = objective(tokenizer, labels=self.labels, max_length=self._max_length)
         self._limits = limits
 
     def build_shell(self, config: PreTrainedConfig) -> PreTrainedModel:

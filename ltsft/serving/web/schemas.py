@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from ltsft.release import Slot
 from ltsft.serving.answers import Input
@@ -119,7 +119,7 @@ class Answers(BaseModel):
     language: str
     version: int = Field(description="of the release that answered")
     composition: str = Field(description="key of its composition")
-    results: list[Result]
+    results: list[SerializeAsAny[Result]]
 
 
 class BatchAnswer(BaseModel):

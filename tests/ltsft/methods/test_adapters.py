@@ -173,7 +173,7 @@ def test_an_adapter_has_as_near_to_k_parameters_as_can_be(method: str, kind: str
 def sizes_step(method: str, learn: Learn) -> int:
     """Parameters that one more of rank, or of width, costs."""
     setting = {"lora": ("rank", 1, 2), "mad_x": ("reduction", 32.0, 16.0)}[method]
-    one, two = (learn(method, recipe={"steps": 1, setting[0]: value}).parameters for value in setting[1:])
+    one, two = (learn(method, recipe={"steps": 1, "own": {setting[0]: value}}).parameters for value in setting[1:])
     return two - one
 
 
@@ -257,7 +257,7 @@ def test_the_rank_of_lora_is_that_nearest_to_k(base: Base) -> None:
 
 
 def test_lora_leaves_frozen_layers_alone_and_says_so_when_none_is_left(learn: Learn) -> None:
-    sft = learn("lora", recipe={"freeze": ("encoder.layer.0.*",), "rank": 1})
+    sft = learn("lora", recipe={"freeze": ("encoder.layer.0.*",), "own": {"rank": 1}})
     assert sft.adapter
     assert not any(name.startswith("encoder.layer.0.") for name in sft.adapter)
     with pytest.raises(ConfigError, match=r"freeze: encoder\.\* leaves no linear layer to lora"):

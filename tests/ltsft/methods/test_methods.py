@@ -109,7 +109,7 @@ def test_denoising_adds_the_largest_entries_of_the_high_order_part_back() -> Non
 
 
 def test_deft_x_selects_by_denoised_moves_and_rewinds(learn: Learn, base: Base) -> None:
-    settings = {"density": 0.05, "rank": 1, "high_order": 0.02, "evaluations": 1}
+    settings = {"density": 0.05, "own": {"rank": 1, "high_order": 0.02}, "evaluations": 1}
     sft, reports = learn("deft_x", **settings)
     full, _ = learn("full", evaluations=1)  # the same full phase: seed and stage settle it
     moves = {}
@@ -206,8 +206,8 @@ def test_a_method_has_recipes_of_its_own(tiny_project: Path) -> None:
     own = ["methods.deft_x.recipes.language={size: 99, rank: 3, full: {learning_rate: 0.5}}"]
     project = load_project(tiny_project, overrides=own)
     plain, denoised = project.recipes["language"], project.with_method("deft_x").recipes["language"]
-    assert (plain.size, plain.density, plain.rank) == (None, 0.2, None)
-    assert (denoised.size, denoised.density, denoised.rank) == (99, None, 3)
+    assert (plain.size, plain.density, plain.own) == (None, 0.2, {})
+    assert (denoised.size, denoised.density, denoised.own) == (99, None, {"rank": 3})
     assert denoised.full == plain.full.model_copy(update={"learning_rate": 0.5})
     assert project.with_method("deft_x").recipes["pos"] == project.recipes["pos"]
     assert project.with_method("deft_x").with_method("lt_sft") == project
@@ -227,6 +227,8 @@ def test_every_mistake_about_methods_is_told_at_once(tiny_project: Path) -> None
                 "methods.bitfit.recipes.pos.density=7",
                 "methods.rand_sft.recipe.pos.density=0.1",
                 "recipes.pos.batch_size=0",
+                "methods.deft_x.recipes.pos.variance=2",
+                "methods.lora.recipes.pos.rank=yes",
             ],
         )
     lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
@@ -236,6 +238,8 @@ def test_every_mistake_about_methods_is_told_at_once(tiny_project: Path) -> None
         "methods.bitfit.recipes.pos.density: Input should be less than or equal to 1, got 7",
         "methods.rand_sft.recipe: unknown key",
         "recipes.pos.batch_size: Input should be greater than or equal to 1, got 0",
+        "methods.deft_x.recipes.pos.variance: Input should be less than or equal to 1, got 2",
+        "methods.lora.recipes.pos.rank: yes, no, true and false are no text and no number; put text in quotes",
     ]
     for start in expected:
         assert sum(line.startswith(start) for line in lines) == 1, f"{start}\n{caught.value}"

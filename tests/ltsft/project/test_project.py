@@ -242,7 +242,7 @@ def test_the_recipe_of_a_seed_holds_everything_but_the_other_seeds() -> None:
     recipe = Recipe(density=0.5, seeds=(3, 4))
     values = recipe.of_seed(4)
     assert values["seed"] == 4
-    added = {"rank", "variance", "high_order", "reduction", "disjoint", "consistency"}
+    added = {"own", "disjoint", "consistency"}
     neutral = {"values", "processes", "nodes", "head", *added}  # what is left as it is changes no key
     assert set(values) == {*Recipe.model_fields, "seed"} - {"seeds"} - neutral
     head = {"min_steps": 5, "learning_rate": 1e-3}
