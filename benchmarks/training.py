@@ -15,8 +15,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedModel, PreTr
 from benchmarks.bases import Size, build_masked_lm, build_token_classifier
 from benchmarks.stepping import Gate
 from ltsft.base import Roles, parameter_roles
-from ltsft.config import Phase as PhaseSettings
-from ltsft.config import Precision, Recipe
+from ltsft.config import PhaseSettings, Precision, Recipe
 from ltsft.objectives import IGNORE, MaskedLM, Objective, TaggedPiece, TokenClassification
 from ltsft.training import Phase, run_phase
 

@@ -3,6 +3,7 @@ from ltsft.base import load_base as load_base
 from ltsft.composition.compose import composed as composed
 from ltsft.composition.compose import export_composition as export_composition
 from ltsft.composition.resident import Resident as Resident
+from ltsft.config.recipe import PhaseSettings as PhaseSettings
 from ltsft.config.recipe import Recipe as Recipe
 from ltsft.errors import BaseModelError as BaseModelError
 from ltsft.errors import CompositionError as CompositionError
@@ -25,6 +26,7 @@ from ltsft.methods.registry import METHODS as METHODS
 from ltsft.objectives.biaffine import load_parser as load_parser
 from ltsft.objectives.registry import OBJECTIVES as OBJECTIVES
 from ltsft.objectives.registry import model_of as model_of
+from ltsft.objectives.token_classification import TokenClassification as TokenClassification
 from ltsft.project.project import Project as Project
 from ltsft.project.project import load_project as load_project
 from ltsft.release.hub import push_folder as push_folder
@@ -39,4 +41,10 @@ from ltsft.sft.files import save_sft as save_sft
 from ltsft.sft.reference import convert_reference as convert_reference
 from ltsft.sft.sft import SFT as SFT
 from ltsft.sft.sft import Diff as Diff
+from ltsft.training.prepare import Training as Training
+from ltsft.training.prepare import TrainingData as TrainingData
+from ltsft.training.prepare import language_training as language_training
+from ltsft.training.stages import Progress as Progress
+from ltsft.training.train import train_sft as train_sft
+from ltsft.training.wrapper import PhasedModel as PhasedModel
 from ltsft.version import __version__ as __version__

@@ -12,7 +12,7 @@ from ltsft.config.names import NAME_RULE as NAME_RULE
 from ltsft.config.names import Name as Name
 from ltsft.config.names import is_name as is_name
 from ltsft.config.recipe import MethodRecipes as MethodRecipes
-from ltsft.config.recipe import Phase as Phase
+from ltsft.config.recipe import PhaseSettings as PhaseSettings
 from ltsft.config.recipe import Precision as Precision
 from ltsft.config.recipe import Recipe as Recipe
 from ltsft.config.scripts import ANY_SCRIPT as ANY_SCRIPT

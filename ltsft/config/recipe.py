@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 from ltsft.config.consistency import Consistency
 from ltsft.config.frozen import Frozen
 
-__all__ = ["MethodRecipes", "Phase", "Precision", "Recipe"]
+__all__ = ["MethodRecipes", "PhaseSettings", "Precision", "Recipe"]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-class Phase(Frozen):
+class PhaseSettings(Frozen):
     """Length and learning rate of the full or the sparse phase."""
 
     epochs: float = Field(1.0, gt=0)
@@ -25,7 +25,7 @@ class Phase(Frozen):
     l1: float = Field(0.0, ge=0, description="weight of the pull to the base, l1 * sum|theta - theta0| / N")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Phase:
+    def _ordered(self) -> PhaseSettings:
         if self.max_steps is not None and self.max_steps < self.min_steps:
             raise ValueError(f"max_steps ({self.max_steps}) must be at least min_steps ({self.min_steps})")
         return self
@@ -41,9 +41,9 @@ class Recipe(Frozen):
     density: float | None = Field(None, gt=0, le=1, description="share of the maskable weights that may train")
     size: int | None = Field(None, ge=1, description="K itself, instead of a density")
     iterations: int = Field(1, ge=1, description="rounds of select and train; each adds its share of K")
-    head: Phase | None = Field(None, description="trains the head alone, before the full phase; none when null")
-    full: Phase = Phase()
-    sparse: Phase = Phase()
+    head: PhaseSettings | None = Field(None, description="trains the head alone, before the full phase; none when null")
+    full: PhaseSettings = PhaseSettings()
+    sparse: PhaseSettings = PhaseSettings()
     batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes of all nodes")
     accumulation: int = Field(1, ge=1, description="micro-batches that a batch is split into")
     max_length: int = Field(128, ge=8, description="sub-words in a sequence")

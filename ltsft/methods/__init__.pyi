@@ -1,4 +1,5 @@
 from ltsft.methods.mask import select_magnitude as select_magnitude
+from ltsft.methods.mask import support_size as support_size
 from ltsft.methods.method import AdapterMethod as AdapterMethod
 from ltsft.methods.method import Method as Method
 from ltsft.methods.method import OwnSettings as OwnSettings

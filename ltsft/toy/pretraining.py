@@ -14,8 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, RoFormerConfig, RoFormerForMaskedLM
 
-from ltsft.config import Phase as PhaseSettings
-from ltsft.config import Recipe, Source
+from ltsft.config import PhaseSettings, Recipe, Source
 from ltsft.data import read_text
 from ltsft.objectives import MaskedLM, pack_text, split_held_out
 from ltsft.toy.grammar import MARKS, ToyLanguage

@@ -22,3 +22,4 @@ from ltsft.training.several import sampling_shares as sampling_shares
 from ltsft.training.stages import OnProgress as OnProgress
 from ltsft.training.stages import Progress as Progress
 from ltsft.training.train import train_sft as train_sft
+from ltsft.training.wrapper import PhasedModel as PhasedModel

@@ -14,7 +14,7 @@ from ltsft.errors import TrainingError
 from ltsft.objectives import Objective
 from ltsft.training.optim import SupportModule
 
-_Loaded = namedtuple("_Loaded", "missing_keys unexpected_keys")
+Loaded = namedtuple("Loaded", "missing_keys unexpected_keys")
 
 
 class LossModule(nn.Module):
@@ -111,7 +111,7 @@ class LossModule(nn.Module):
             p.copy_(state_dict[name])
         if self.sparse is not None:
             self.sparse.write_back()
-        return _Loaded([], [])
+        return Loaded([], [])
 
 
 class _Loss(nn.Module):

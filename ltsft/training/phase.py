@@ -27,8 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from ltsft.config import Phase as PhaseSettings
-from ltsft.config import Recipe
+from ltsft.config import PhaseSettings, Recipe
 from ltsft.errors import InterruptedTraining, TrainingError
 from ltsft.objectives import Objective
 from ltsft.precision import autocast

@@ -11,8 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ltsft.config import Phase as PhaseSettings
-from ltsft.config import Recipe
+from ltsft.config import PhaseSettings, Recipe
 from ltsft.training.phase import Phase, PhaseResult, run_phase
 from ltsft.training.prepare import Training, TrainingData
 from ltsft.training.processes import is_first_process

@@ -100,7 +100,9 @@ def test_an_objective_and_a_method_from_outside_are_planned_learnt_scored_releas
     objective = objective_of(target, base, project.recipes["length"].max_length)
     rows = labelled_rows(target, target.test["bb"])
     scorer = Scorer(base, objective, MaskedLM(base.tokenizer), precision="fp32", device="cpu")
-    score = scorer.score(CellData(objective.examples(rows), [], [], majority=None), language=language, tasks=[task], source=None)
+    score = scorer.score(
+        CellData(objective.examples(rows), [], [], majority=None), language=language, tasks=[task], source=None
+    )
     assert score.metrics["score"] > 0.9
 
     parts = []

@@ -12,7 +12,7 @@ from tokenizers import processors
 
 from ltsft.base import load_base
 from ltsft.composition.compose import composed
-from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.recipe import PhaseSettings, Recipe
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
 from ltsft.objectives.registry import OBJECTIVES, model_of, read_labelled
@@ -65,7 +65,7 @@ def test_the_worked_example_learns_from_its_files(similarity: Any, tiny_base: Pa
     objective = similarity(base.tokenizer, labels=similarity.label_set(target), max_length=16)
     rows = list(read_labelled(target, (Source.model_validate(source),)))
     examples = objective.examples(rows)
-    phase = Phase(min_steps=60, max_steps=60, learning_rate=5e-3)
+    phase = PhaseSettings(min_steps=60, max_steps=60, learning_rate=5e-3)
     sft = train_sft(
         base,
         Training(

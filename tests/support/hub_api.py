@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: repositories, and commits of small files and, by LFS, of large ones."""
+"""A stand-in for the Hugging Face hub: repositories, commits of small files and, by LFS, of large ones; downloads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_known"
+COMMIT = "1" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -20,8 +21,30 @@ class Hub(BaseHTTPRequestHandler):
     repositories: dict[str, dict[str, Any]]
     objects: dict[str, bytes]
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
-        self._answer(404, {"error": "not found"})
+        parts = self.path.split("?")[0].strip("/").split("/")
+        name = "/".join(parts[2:4] if parts[:2] == ["api", "models"] else parts[:2])
+        files = self.repositories.get(name, {}).get("files")
+        if files is None:
+            self._answer(404, {"error": "not found"})
+        elif "tree" in parts:
+            self._answer(200, [{"type": "file", "path": f, "size": len(c), "oid": COMMIT} for f, c in files.items()])
+        elif parts[0] == "api":
+            self._answer(200, {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
+        else:
+            self._give(files["/".join(parts[4:])])
+
+    def _give(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("etag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("x-repo-commit", COMMIT)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["content-length"]))
@@ -60,7 +83,7 @@ class Hub(BaseHTTPRequestHandler):
         else:
             self._answer(200, {})
 
-    def _answer(self, status: int, content: dict[str, Any]) -> None:
+    def _answer(self, status: int, content: Any) -> None:
         text = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ltsft.config.consistency import Consistency
-from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.recipe import PhaseSettings, Recipe
 from ltsft.objectives.masked_lm import MaskedLM, pack_text, split_held_out
 from ltsft.objectives.token_classification import TokenClassification
 from ltsft.training.augmentation import Augmenter
@@ -23,7 +23,7 @@ LENGTH = 16
 
 def make_recipe(*, rate: float = 1e-3, sparse_rate: float | None = None, steps: int = 6, **more: Any) -> Recipe:
     """Two phases of a few steps; a fifth of the weights unless told otherwise."""
-    full = Phase(min_steps=steps, max_steps=steps, learning_rate=rate, l1=more.pop("l1", 0.0))
+    full = PhaseSettings(min_steps=steps, max_steps=steps, learning_rate=rate, l1=more.pop("l1", 0.0))
     sparse = full.model_copy(update={"learning_rate": rate if sparse_rate is None else sparse_rate})
     values = {"density": 0.2, "batch_size": 8, "max_length": LENGTH, "evaluations": 2, **more}
     return Recipe(full=full, sparse=sparse, **values)

@@ -19,7 +19,7 @@ from learning import consistent_tagging, make_recipe, masked_lm, tagging
 from transformers.utils import logging
 
 from ltsft.base import load_base
-from ltsft.config.recipe import Phase
+from ltsft.config.recipe import PhaseSettings
 from ltsft.sft.files import save_sft
 from ltsft.training.prepare import Training
 from ltsft.training.stages import Progress
@@ -72,7 +72,7 @@ def attempt(job: dict[str, Any], place: dict[str, Any]) -> None:
     else:
         objective, data = masked_lm(base.tokenizer, folder) if language else tagging(base.tokenizer)
     more: dict[str, Any] = (
-        {"iterations": 2} if language else {"accumulation": 2, "head": Phase(min_steps=3, max_steps=3)}
+        {"iterations": 2} if language else {"accumulation": 2, "head": PhaseSettings(min_steps=3, max_steps=3)}
     )
     recipe = make_recipe(steps=8, evaluations=4, **more)
     sft = train_sft(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.composition.compose import composed
-from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.recipe import PhaseSettings, Recipe
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
 from ltsft.data.sources import RowError
@@ -153,7 +153,7 @@ def test_a_pooler_belongs_to_the_head_so_that_the_encoder_stays_the_bases(base: 
     words = {"entailment": "bado", "neutral": "kelo"}
     rows = [TextRow(f"{words[label]} eto", None, label, 1, "t") for label in LABELS[:2] for _ in range(8)]
     examples = objective.examples(rows)
-    phase = Phase(min_steps=25, max_steps=25, learning_rate=5e-3)
+    phase = PhaseSettings(min_steps=25, max_steps=25, learning_rate=5e-3)
     recipe = Recipe(density=0.2, full=phase, sparse=phase, batch_size=8, max_length=16, evaluations=1, dropout=0.0)
     sft = train_sft(
         base,

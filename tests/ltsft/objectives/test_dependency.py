@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.composition.compose import composed, export_composition
-from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.recipe import PhaseSettings, Recipe
 from ltsft.data.sources import Row
 from ltsft.errors import BaseModelError, SourceError
 from ltsft.objectives.biaffine import Biaffine, BiaffineParser, load_parser
@@ -199,7 +199,7 @@ def test_an_unknown_relation_is_refused_by_name(tokenizer: PreTrainedTokenizerBa
 
 
 def recipe(steps: int) -> Recipe:
-    phase = Phase(min_steps=steps, max_steps=steps, learning_rate=5e-3)
+    phase = PhaseSettings(min_steps=steps, max_steps=steps, learning_rate=5e-3)
     return Recipe(density=0.2, full=phase, sparse=phase, batch_size=8, max_length=32, evaluations=1, dropout=0.0)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ltsft.base import Base, load_base
 from ltsft.composition.compose import composed
-from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.recipe import PhaseSettings, Recipe
 from ltsft.config.source import Source
 from ltsft.data.sources import read_rows, read_text
 from ltsft.evaluation.paired import Outcomes, interval_of, resampled_differences
@@ -55,8 +55,8 @@ LITTLE_TEXT = 400
 """Lines of raw text of a language, of the 2,000 that there are."""
 
 
-def phase(steps: int, rate: float) -> Phase:
-    return Phase(epochs=1, min_steps=steps, max_steps=steps, learning_rate=rate)
+def phase(steps: int, rate: float) -> PhaseSettings:
+    return PhaseSettings(epochs=1, min_steps=steps, max_steps=steps, learning_rate=rate)
 
 
 class Family:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltsft.base import Base, load_base
 from ltsft.config.consistency import Consistency
-from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.recipe import PhaseSettings, Recipe
 from ltsft.data.sources import Row
 from ltsft.objectives.classification import Classification, TextRow
 from ltsft.objectives.dependency import DependencyParsing
@@ -216,7 +216,7 @@ def learn(base: Base, learning: ModuleType, tmp_path: Path) -> Learn:
         nonlocal count
         count += 1
         reports: list[Progress] = []
-        recipe = learning.make_recipe(steps=4, head=Phase(min_steps=2, max_steps=2), **more)
+        recipe = learning.make_recipe(steps=4, head=PhaseSettings(min_steps=2, max_steps=2), **more)
         folder = tmp_path / str(count)
         sft = train_sft(
             base,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ltsft.base import Base, load_base, parameter_roles
 from ltsft.composition.compose import composed
-from ltsft.config.recipe import Phase, Recipe
+from ltsft.config.recipe import PhaseSettings, Recipe
 from ltsft.errors import ConfigError, TrainingError
 from ltsft.evaluation.weight_interference import interference
 from ltsft.objectives.token_classification import TokenClassification
@@ -290,7 +290,7 @@ def test_what_is_reported_is_what_happened(learn: Learn, learning: ModuleType, e
 def test_a_head_phase_trains_the_head_alone_and_is_not_rewound(
     learn: Learn, learning: ModuleType, base: Base, encoder: dict[str, Tensor]
 ) -> None:
-    head = Phase(min_steps=4, max_steps=4, learning_rate=1e-2)
+    head = PhaseSettings(min_steps=4, max_steps=4, learning_rate=1e-2)
     sft, watch = learn("task", learning.make_recipe(rate=1e-12, head=head, iterations=2))
 
     assert list(dict.fromkeys(report.stage for report in watch.reports)) == ["head", "full", "selection", "sparse"]
@@ -373,7 +373,7 @@ def test_an_objective_is_told_where_its_training_is(base: Base, learning: Module
             return super().__getattribute__(name)
 
     _, data = learning.tagging(base.tokenizer)
-    recipe = learning.make_recipe(steps=2, evaluations=1, head=Phase(min_steps=1, max_steps=1))
+    recipe = learning.make_recipe(steps=2, evaluations=1, head=PhaseSettings(min_steps=1, max_steps=1))
     objective = Told(base.tokenizer, labels=learning.LABELS, max_length=learning.LENGTH)
     training = Training(objective=objective, kind="task", subject="pos", recipe=recipe, seed=1, data=data)
     train_sft(base, training, folder=tmp_path, device="cpu")
