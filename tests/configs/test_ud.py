@@ -24,6 +24,15 @@ def test_every_language_of_the_ud_project_is_scored(tmp_path: Path) -> None:
     assert len(project.unseen) >= 10
 
 
+def test_the_quick_recipe_differs_in_the_lengths_of_language_trainings_alone(tmp_path: Path) -> None:
+    full, quick = (load_project(UD.with_name(f"{name}.yaml"), data_root=str(tmp_path)) for name in ("ud", "ud_quick"))
+    ours, theirs = (project.recipes["language"] for project in (full, quick))
+    assert ours.full.max_steps == 4 * theirs.full.max_steps  # type: ignore[operator]
+    assert ours.sparse.max_steps == 4 * theirs.sparse.max_steps  # type: ignore[operator]
+    assert quick.recipes["pos"] == full.recipes["pos"]
+    assert (quick.languages, quick.target_tasks, quick.base) == (full.languages, full.target_tasks, full.base)
+
+
 @pytest.mark.real
 def test_the_ud_project_runs_on_the_shared_data(shared: Path) -> None:
     project = load_project(UD, data_root=str(shared / "data"))
