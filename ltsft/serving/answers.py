@@ -183,7 +183,9 @@ def refuse_form(item: Input, forms: tuple[str, ...]) -> None:
         raise OtherFormError(f"this target task takes {' or '.join(forms)}, got {item.form}")
 
 
-def find_words(item: Input, limits: Limits) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...] | None]:
+def find_words(
+    item: Input, limits: Limits, language: str
+) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...] | None]:
     """Give the words of an input, and where they stand in its text; None for the latter where words were sent.
 
     Raises:
@@ -194,7 +196,7 @@ def find_words(item: Input, limits: Limits) -> tuple[tuple[str, ...], tuple[tupl
         words = item.words
     else:
         text = item.text or ""
-        spans = tuple(split_words(text))
+        spans = tuple(split_words(text, language))
         words = tuple(text[start:end] for start, end in spans)
     if not words:
         raise RefusedInputError("the text has no words")

@@ -47,6 +47,7 @@ class TreeReader:
         self.labels = composition.labels
         self._tokenizer = tokenizer
         self._max_length = composition.max_length
+        self._language = composition.language
         objective = cast(type[DependencyParsing], OBJECTIVES[composition.objective])
         self._objective = objective(tokenizer, labels=self.labels, max_length=self._max_length)
         self._limits = limits
@@ -58,7 +59,7 @@ class TreeReader:
     def prepare(self, item: Input) -> Prepared:
         """Split a text into words if that is not done, and words into sub-words."""
         refuse_form(item, self.forms)
-        words, spans = find_words(item, self._limits)
+        words, spans = find_words(item, self._limits, self._language)
         most = self._max_length - 2
         if len(words) > most:
             raise RefusedInputError(f"the sentence has {len(words)} words, the parser takes {most} at most; split it")

@@ -52,6 +52,7 @@ class TokenReader:
         self.labels = composition.labels
         self._tokenizer = tokenizer
         self._max_length = composition.max_length
+        self._language = composition.language
         self._limits = limits
 
     def build_shell(self, config: PreTrainedConfig) -> PreTrainedModel:
@@ -62,7 +63,7 @@ class TokenReader:
     def prepare(self, item: Input) -> Prepared:
         """Split a text into words if that is not done, words into sub-words, and these into pieces."""
         refuse_form(item, self.forms)
-        words, spans = find_words(item, self._limits)
+        words, spans = find_words(item, self._limits, self._language)
         pieces = tuple(self._pieces(self._subwords(words)))
         if len(pieces) > 1:
             refuse_long(self._limits, self._max_length)

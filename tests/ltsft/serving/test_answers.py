@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ltsft.base import Base
 from ltsft.objectives.token_classification import TokenClassification
@@ -16,7 +13,6 @@ from ltsft.release.release import ComposedPart, Composition
 from ltsft.serving.answers import Input, RefusedInputError
 from ltsft.serving.limits import Limits
 from ltsft.serving.readers.words import TokenReader
-from ltsft.serving.words import split_words
 
 LABELS = ("NOUN", "VERB", "ADJ", "PUNCT")
 PART = ComposedPart(kind="task", subject="task pos", key="0" * 64, sha256="0" * 64, run_id="r")
@@ -27,36 +23,6 @@ def reader(base: Base, make_composition: Callable[..., Composition]) -> Callable
     """Make the reader of words for texts of at most 16 sub-words."""
     composition = make_composition("aa", "pos", PART, max_length=16)
     return lambda **limits: TokenReader(base.tokenizer, composition, Limits.model_validate(limits))
-
-
-def words_of(text: str) -> list[str]:
-    return [text[start:end] for start, end in split_words(text)]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("Hetta er, ein roynd.", ["Hetta", "er", ",", "ein", "roynd", "."]),
-        ("l'été 3.14 ... (vel-ok)!", ["l'été", "3.14", "...", "(", "vel-ok", ")", "!"]),
-        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया", "।"]),
-        (unicodedata.normalize("NFD", "Yorùbá ọ̀rọ̀"), [unicodedata.normalize("NFD", w) for w in ("Yorùbá", "ọ̀rọ̀")]),
-        ("\u200b", ["\u200b"]),
-        (" \n\t", []),
-    ],
-)
-def test_text_is_split_into_words_in_any_script(text: str, words: list[str]) -> None:
-    assert words_of(text) == words
-
-
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60))
-def test_words_lie_in_order_and_nothing_but_white_space_is_left_out(text: str) -> None:
-    spans = split_words(text)
-    at = 0
-    for start, end in spans:
-        assert at <= start < end
-        assert not text[at:start].strip()
-        at = end
-    assert not text[at:].strip()
 
 
 def test_pieces_are_those_that_the_objective_trains_and_scores_on(
