@@ -4,6 +4,7 @@
 # make test-image   builds the image and runs it, alone and in Compose; needs Docker or Podman, and fails without
 # make test-next   the tests with the newest packages that pyproject.toml allows
 # make lint   ruff and mypy
+# make docs   the site of docs/, into work/site; a dead link or a missing reference is an error
 # make lock   resolve pyproject.toml into requirements/ again; LOCK="--upgrade-package torch" for a newer one
 # make bench  the benchmarks, on a model of the size of mBERT; BENCH="--quick" or BENCH="storage plan" for less
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -14,7 +15,7 @@ WORK ?= work
 # One more than there are cores: many tests wait for a process or a server. Files with few tests are the longest: not last.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, 1 + (os.cpu_count() or 1)))")
 
-.PHONY: demo test test-slow test-cluster test-image test-next lint bench install lock clean
+.PHONY: demo test test-slow test-cluster test-image test-next lint docs bench install lock clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -52,6 +53,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	requirements/install.sh $(VENV) docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --fresh-env --quiet docs $(WORK)/site
+	@echo "Open $(WORK)/site/index.html"
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes a virtual environment with the locked packages and this checkout: requirements/install.sh FOLDER
+# Adds to it what the site of docs/ needs: requirements/install.sh FOLDER docs
 # uv does it where it is there, else pip; both install the same files, and nothing is resolved.
 #
 # PYTHON       the Python to use
@@ -16,6 +17,10 @@ if command -v uv > /dev/null; then
 else
     [ -e "$venv/bin/pip" ] || "${PYTHON:-python3.11}" -m venv "$venv"
     install() { "$venv/bin/pip" --disable-pip-version-check install --quiet --no-compile --no-deps --no-build-isolation "$@"; }
+fi
+if [ "${2:-}" = docs ]; then
+    install --requirement requirements/docs.txt
+    exit
 fi
 install --requirement requirements/build.txt
 install --requirement requirements/runtime.txt --requirement requirements/serving.txt --requirement requirements/dev.txt

@@ -9,6 +9,7 @@
 # runtime.txt    flows, workers, Prefect's server and MLflow
 # serving.txt    what the inference server needs besides; the image has these two
 # dev.txt        what tests, linters and exports need besides; `make install` installs all three
+# docs.txt       what the site of docs/ needs besides; `make docs` installs it, nothing else does
 # torch.txt      torch as PyPI has it: with CUDA on Linux, and then NVIDIA's libraries
 # torch-cpu.txt  the CPU build of torch for Linux, which lies on an index of its own: TORCH_INDEX
 #
@@ -37,8 +38,8 @@ lock() { # lock NAME ARGUMENTS: resolve into a file of this folder, at the versi
 names() { sed -nE 's/^([a-z0-9-]+)==.*/\1/p' "$@"; }
 without() { for package; do printf ' --no-emit-package %s' "$package"; done; }
 
-for name in build torch runtime serving dev; do cat "requirements/$name.txt"; done > "$scratch/all.txt"
-compile "$scratch/all.txt" "$@" --all-extras --group build pyproject.toml
+for name in build torch runtime serving dev docs; do cat "requirements/$name.txt"; done > "$scratch/all.txt"
+compile "$scratch/all.txt" "$@" --all-extras --group build --group docs pyproject.toml
 cuda=$(sed -nE 's/^(torch|triton|cuda-[a-z0-9-]+|nvidia-[a-z0-9-]+)==.*/\1/p' "$scratch/all.txt")
 others=$(names "$scratch/all.txt" | grep -vxF "$cuda")
 # shellcheck disable=SC2046,SC2086  # lists of words
@@ -49,6 +50,8 @@ others=$(names "$scratch/all.txt" | grep -vxF "$cuda")
     lock serving.txt $(without $cuda $done) --extra cluster --extra otel pyproject.toml
     done="$done $(names requirements/serving.txt)"
     lock dev.txt $(without $cuda $done) --all-extras pyproject.toml
+    done="$done $(names requirements/dev.txt)"
+    lock docs.txt $(without $done) --group docs
     lock build.txt --group build
 }
 sed -nE 's/^(torch==[^ ;]+).*/\1+cpu/p' requirements/torch.txt > "$scratch/cpu.in"
