@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import inspect
 import os
 import random
 import shutil
 import socket
+import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,14 +79,73 @@ def nodes_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     read_settings.cache_clear()
 
 
-@pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """Prefect's own server, once for all tests."""
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    from prefect.testing.utilities import prefect_test_harness
+Once = Callable[[str, Callable[[Path], None]], Path]
 
-    with prefect_test_harness(server_startup_timeout=120):
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Make a folder once for all workers: the first that asks makes it, the others wait for it."""
+    mine = tmp_path_factory.getbasetemp()
+    root = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # left by a worker that failed
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_database(once: Once) -> Path:
+    """A database of Prefect's with its tables and nothing in them, made once for all workers; to be copied."""
+    return once("prefect", _make_prefect_database) / "prefect.db"
+
+
+def _make_prefect_database(folder: Path) -> None:
+    make = "import asyncio; from prefect.server.database import provide_database_interface as it; "
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+    }
+    subprocess.run([sys.executable, "-c", f"{make}asyncio.run(it().create_db())"], env=environment, check=True)
+    with contextlib.closing(sqlite3.connect(folder / "prefect.db")) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect's own server, one for all tests of a worker; as the command starts it where none is set."""
+    from prefect.context import _temporary_global_settings_context, get_settings_context
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.utilities.asyncutils import run_coro_as_sync
+
+    from tasks.orchestration.ephemeral_server import EphemeralServer
+
+    file = shutil.copy(prefect_database, tmp_path_factory.mktemp("prefect") / "prefect.db")
+    server = EphemeralServer(PREFECT_SERVER_DATABASE_CONNECTION_URL=f"sqlite+aiosqlite:///{file}")
+    server.wait(300)
+
+    async def drain() -> None:
+        for sent in (APILogWorker.instance().drain(), EventsWorker.drain_all()):
+            if inspect.isawaitable(sent):
+                await sent
+
+    with (
+        temporary_settings({PREFECT_API_URL: server.url}),
+        _temporary_global_settings_context(get_settings_context()),
+    ):
         yield
+        run_coro_as_sync(drain())
+    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -158,28 +221,6 @@ def _conllu(sentences: list[list[tuple[str, str]]]) -> str:
         ]
         blocks.append("\n".join(rows) + "\n\n")
     return "".join(blocks)
-
-
-Once = Callable[[str, Callable[[Path], None]], Path]
-
-
-@pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """Make a folder once for all workers: the first that asks makes it, the others wait for it."""
-    mine = tmp_path_factory.getbasetemp()
-    root = mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine
-
-    def folder(name: str, make: Callable[[Path], None]) -> Path:
-        path, done = root / name, root / f"{name}.done"
-        with FileLock(root / f"{name}.lock"):
-            if not done.exists():
-                shutil.rmtree(path, ignore_errors=True)  # left by a worker that failed
-                path.mkdir()
-                make(path)
-                done.touch()
-        return path
-
-    return folder
 
 
 @pytest.fixture(scope="session")

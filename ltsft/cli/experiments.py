@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from ltsft.cli.console import BaseOption, DataRoot, MethodOption, Overrides, ProjectFile, fail, project_ref, told_errors
-from ltsft.cli.flows import print_end, run_flow, wants_bars
+from ltsft.cli.flows import print_end, run_flow, start_server, wants_bars
 
 experimenting = typer.Typer()
 
@@ -32,6 +32,7 @@ def sweep_density(
     """Show what density does to the score, to interference and to overfitting; make what is missing for it."""
     ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
+        start_server()
         from flows.sweep_density import sweep_density as flow
 
         end = run_flow(
@@ -63,6 +64,7 @@ def compare_methods(
     """Compare methods by language and on average, with intervals; make what is missing for it."""
     ref = project_ref(file, data_root, base, overrides)
     with told_errors():
+        start_server()
         from flows.compare_methods import compare_methods as flow
 
         end = run_flow(
@@ -95,6 +97,7 @@ def search_weights(
     """Score weights and rules of compositions on held-out data, never on test data; the SFTs have to exist."""
     ref = project_ref(file, data_root, base, overrides, method)
     with told_errors():
+        start_server()
         from flows.search_weights import search_weights as flow
 
         end = run_flow(

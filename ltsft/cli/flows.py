@@ -22,6 +22,13 @@ def wants_bars() -> bool:
     return True
 
 
+def start_server() -> None:
+    """Start Prefect's server where none is set, so that it starts while the flow is imported."""
+    from tasks.orchestration import start_server as start
+
+    start()
+
+
 def run_flow(flow: Callable[..., Any], *arguments: Any, has_bars: bool = False, **named: Any) -> FlowEnd:
     """Run a flow in this process and give its end."""
     from tasks.orchestration import run_locally, shown_progress

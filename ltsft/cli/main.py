@@ -28,7 +28,7 @@ from ltsft.cli.console import (
     told_errors,
 )
 from ltsft.cli.experiments import experimenting
-from ltsft.cli.flows import run_flow, wants_bars
+from ltsft.cli.flows import run_flow, start_server, wants_bars
 from ltsft.cli.release import releasing
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def run(
         matrix = read_matrix(workspace)
         failed = ""
         if workspace.plan.stale or restore_page(workspace, matrix) is None:
+            start_server()
             from flows.retrain import retrain
 
             end = run_flow(retrain, ref, has_bars=has_bars)

@@ -21,7 +21,7 @@ from ltsft.cli.console import (
     project_ref,
     told_errors,
 )
-from ltsft.cli.flows import print_end, run_flow
+from ltsft.cli.flows import print_end, run_flow, start_server
 
 releasing = typer.Typer()
 
@@ -50,6 +50,7 @@ def promote(
     """Release what is scored and not live yet, if it passes its gates."""
     ref = project_ref(project, data_root, base, overrides, method)
     with told_errors():
+        start_server()
         from flows.promote import promote as flow
 
         print_end(run_flow(flow, ref, language=language, target_task=target_task, reason=why, again=again))
@@ -71,6 +72,7 @@ def rollback(
     """Go back to the version that was live before."""
     ref = project_ref(project, data_root, base, overrides)
     with told_errors():
+        start_server()
         from flows.rollback import rollback as flow
 
         print_end(run_flow(flow, ref, language=language, target_task=target_task, to=to, reason=why))

@@ -6,6 +6,7 @@ from tasks.orchestration.launching import launch_all as launch_all
 from tasks.orchestration.launching import refuse_if_crashed as refuse_if_crashed
 from tasks.orchestration.local_flows import FlowEnd as FlowEnd
 from tasks.orchestration.local_flows import run_locally as run_locally
+from tasks.orchestration.local_flows import start_server as start_server
 from tasks.orchestration.logs import drop_tracebacks_of_verdicts as drop_tracebacks_of_verdicts
 from tasks.orchestration.progress import ProgressReporter as ProgressReporter
 from tasks.orchestration.progress import artifact_key as artifact_key

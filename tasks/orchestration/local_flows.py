@@ -7,14 +7,17 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+from prefect.context import refresh_global_settings_context
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from ltsft.errors import ConfigError, LtsftError, ServiceError
+from tasks.orchestration.ephemeral_server import EphemeralServer
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,9 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
         ConfigError: Prefect's folder cannot be written.
         ServiceError: Prefect's API cannot be used; what fails inside the flow is in how it ended.
     """
-    _check_home()
-    if PREFECT_API_URL.value() is None:
-        from tasks.orchestration.ephemeral_server import EphemeralServer  # seconds of imports
-
-        EphemeralServer()
+    start_server()
+    if _is_our_own():
+        _server().wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
     try:
         state: State[Any] = flow(*arguments, **named, return_state=True)
     except (RuntimeError, httpx.HTTPError) as error:
@@ -61,10 +62,34 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     return FlowEnd(False, state.message or "the run failed", told)
 
 
+def start_server() -> None:
+    """Start a server for this process and those that it starts, once; nothing where one is set.
+
+    It takes seconds until it answers, which `run_locally` waits for: who calls this early imports flows meanwhile.
+
+    Raises:
+        ConfigError: Prefect's folder cannot be written.
+    """
+    _check_home()
+    if PREFECT_API_URL.value() is None:
+        os.environ["PREFECT_API_URL"] = _server().url
+        os.environ["PREFECT_UI_URL"] = ""  # it has no pages, and is gone when somebody would look
+        refresh_global_settings_context()
+
+
+@cache
+def _server() -> EphemeralServer:
+    return EphemeralServer()
+
+
+def _is_our_own() -> bool:
+    return _server.cache_info().currsize > 0
+
+
 def _told_url() -> str:
     """Say which address of Prefect's API is used, and who sets it."""
     url = PREFECT_API_URL.value()
-    if url is None:
+    if url is None or _is_our_own():
         return "not set: a server is started for the run"
     shown = re.sub(r"//[^/@]*@", "//***@", url)
     return shown if os.environ.get("PREFECT_API_URL") else f"{shown}, which `prefect config view` shows the origin of"

@@ -219,7 +219,7 @@ class Workspace:
             "ltsft.method": self.project.method,
             **{f"ltsft.{name}": str(value) for name, value in facts.items() if value is not None},
         }
-        flow_page = flow_run.get_flow_run_ui_url() if get_current_settings().api.url else None
+        flow_page = flow_run.get_flow_run_ui_url() if get_current_settings().ui_url else None
         about = {need: self.tracker.run_page(run) for need, run in parents.items() if run}
         return self.tracker.open_run(
             name=product.subject,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,12 +147,11 @@ def test_a_killed_run_goes_on_in_the_same_mlflow_run_and_ends_completed(
 WAIT = """
 import signal, time
 from prefect import flow
-from prefect.server.api.server import SubprocessASGIServer
-from tasks.orchestration.local_flows import run_locally
+from tasks.orchestration.local_flows import _server, run_locally
 
 @flow
 def wait():
-    print("server", SubprocessASGIServer().server_process.pid, flush=True)
+    print("server", _server().process.pid, flush=True)
     time.sleep(600)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
@@ -161,8 +161,9 @@ run_locally(wait)
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_signal_to_the_group_leaves_the_prefect_server_to_the_command_that_started_it(
-    sent: signal.Signals, tmp_path: Path
+    sent: signal.Signals, tmp_path: Path, prefect_database: Path
 ) -> None:
+    shutil.copy(prefect_database, tmp_path)
     env = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     env |= {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
     log = tmp_path / "child.log"
@@ -185,4 +186,5 @@ def test_a_signal_to_the_group_leaves_the_prefect_server_to_the_command_that_sta
         child.stdout.close()
     if sent != signal.SIGKILL:
         assert "Finished in state Crashed('Execution was aborted by an interrupt signal.')" in log.read_text()
+        assert "View at" not in log.read_text(), "that server has no pages"
     wait_until_gone(server)

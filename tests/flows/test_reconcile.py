@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -35,9 +36,10 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def prefect_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def prefect_client(tmp_path_factory: pytest.TempPathFactory, prefect_database: Path) -> Iterator[Any]:
     """A server of its own with all its services: the one that other tests share keeps no events."""
     folder = tmp_path_factory.mktemp("prefect")
+    shutil.copy(prefect_database, folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

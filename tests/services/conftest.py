@@ -169,6 +169,7 @@ def rig(
     tmp_path_factory: pytest.TempPathFactory,
     tiny_project_in: Callable[[Path], Path],
     s3_server: str,
+    prefect_database: Path,
 ) -> Iterator[Rig]:
     """The server on the database that the module names, with two projects bootstrapped."""
     from tasks import storage
@@ -184,6 +185,7 @@ def rig(
         opened = postgres("prefect") if database == "postgresql" else None
         address = opened.__enter__() if opened is not None else ""
         url = f"postgresql+asyncpg://{address}/prefect" if address else f"sqlite+aiosqlite:///{folder}/prefect.db"
+        shutil.copy(prefect_database, folder)  # that of SQLite
         made = Rig(folder, database, url, s3_server)
         try:
             httpx.post(f"{s3_server}/moto-api/reset")
