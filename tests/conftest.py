@@ -50,7 +50,7 @@ def pytest_runtest_teardown() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def quiet_environment() -> None:
     """Keep the services quiet and the numbers the same whatever runs beside."""
-    from tasks.settings import quiet_services
+    from tasks.quiet import quiet_services
 
     quiet_services()
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # ten processes beside each server, for GenAI alone

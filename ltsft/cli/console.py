@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from ltsft.errors import LtsftError
-from ltsft.project import ProjectRef
+
+if TYPE_CHECKING:
+    from ltsft.project import ProjectRef
 
 ProjectFile = Annotated[Path, typer.Argument(help="The project file, such as configs/ud.yaml.")]
 DataRoot = Annotated[str | None, typer.Option(help="Folder or URL that relative data sources start from.")]
@@ -71,4 +73,6 @@ def project_ref(
     file: Path, data_root: str | None, base: str | None, overrides: list[str] | None, method: str | None = None
 ) -> ProjectRef:
     """Say how flows read the project file again."""
+    from ltsft.project import ProjectRef  # pydantic takes a while; --help does without
+
     return ProjectRef(file=str(file), data_root=data_root, base=base, method=method, overrides=tuple(overrides or ()))

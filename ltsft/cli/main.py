@@ -42,10 +42,22 @@ app.add_typer(experimenting)
 app.add_typer(releasing)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        from ltsft.version import __version__
+
+        print(f"ltsft {__version__}")
+        raise typer.Exit
+
+
 @app.callback(help="Learn, store, compose and measure sparse fine-tunings (LT-SFT) of multilingual encoders.")
-def _set_up() -> None:
+def _set_up(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
     """Set what must be in the environment before torch, Prefect and MLflow are imported."""
-    from tasks.settings import quiet_services
+    from tasks.quiet import quiet_services
 
     quiet_services()
 

@@ -17,8 +17,8 @@ import httpx
 
 from ltsft.errors import ServiceError
 
-_PORT_IS_TAKEN = 3  # what uvicorn ends with
-_POLL_SECONDS = 0.1
+_LOOK_SECONDS = 2.0
+"""Between looks at whether the process is still there."""
 
 
 class EphemeralServer:
@@ -32,21 +32,17 @@ class EphemeralServer:
     """
 
     def __init__(self, **environment: str) -> None:
-        self._environment = environment
-        self._start()
-        atexit.register(self.stop)  # what Prefect still has to send, it sends before
-
-    def _start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/api"
         told = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-        self.process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "tasks.orchestration.ephemeral_server", str(port), str(os.getpid())],
-            env={**os.environ, **told, **self._environment},
-            start_new_session=True,
-        )
+        with socket.create_server(("127.0.0.1", 0)) as opened:  # nobody can take the port before it does
+            self.url = f"http://127.0.0.1:{opened.getsockname()[1]}/api"
+            handed = opened.fileno()
+            self.process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", "tasks.orchestration.ephemeral_server", str(handed), str(os.getpid())],
+                env={**os.environ, **told, **environment},
+                start_new_session=True,
+                pass_fds=[handed],
+            )
+        atexit.register(self.stop)  # what Prefect still has to send, it sends before
 
     def wait(self, seconds: float) -> None:
         """Wait until it answers.
@@ -55,19 +51,15 @@ class EphemeralServer:
             ServiceError: it ended, or does not answer in time.
         """
         end = time.monotonic() + seconds
-        with httpx.Client(verify=False, timeout=5) as client:  # noqa: S501  # reading certificates takes 30 ms
+        with httpx.Client(verify=False, timeout=_LOOK_SECONDS) as client:  # noqa: S501  # it is this machine's
             while not self._answers(client):
-                code = self.process.poll()
-                if code == _PORT_IS_TAKEN:
-                    self._start()
-                elif code is not None:
+                if (code := self.process.poll()) is not None:
                     raise ServiceError(f"Prefect's server could not start: it ended with status {code}")
-                elif time.monotonic() > end:
+                if time.monotonic() > end:
                     raise ServiceError(
                         f"Prefect's server does not answer after {seconds:.0f} s; on a busy machine set "
                         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS to more"
                     )
-                time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
         """End it."""
@@ -82,29 +74,28 @@ class EphemeralServer:
     def _answers(self, client: httpx.Client) -> bool:
         try:
             return client.get(f"{self.url}/health").is_success
+        except httpx.TimeoutException:  # it has the port, and listens to nobody yet
+            return False
         except httpx.HTTPError:
+            time.sleep(0.1)
             return False
 
 
-def main(port: int, parent: int) -> None:
+def main(handed: int, parent: int) -> None:
     """Serve Prefect's API on this machine until told to end, or until the process that started it is gone.
 
-    Raises:
-        SystemExit: it cannot start; with status 3 where the port is taken.
+    Args:
+        handed: number of an open socket that listens.
+        parent: number of the process that started it.
     """
     import uvicorn
 
     from tasks.orchestration.stopping import end_with_parent
 
     end_with_parent(parent)
-    uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
-        host="127.0.0.1",
-        port=port,
-        log_level="error",
-        lifespan="on",
-    )
+    config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
+    with socket.socket(fileno=handed) as opened:
+        uvicorn.Server(config).run(sockets=[opened])
 
 
 if __name__ == "__main__":

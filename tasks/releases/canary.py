@@ -88,7 +88,7 @@ def _ask(uri: str, tracking_uri: str, rows: Sequence[Mapping[str, Any]], timeout
 
 
 def _main() -> None:
-    from tasks.settings import quiet_services
+    from tasks.quiet import quiet_services
 
     quiet_services()
     asked = json.load(sys.stdin)

@@ -20,7 +20,8 @@ from pathlib import Path
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but in no __all__
 
 from ltsft.errors import LtsftError
-from tasks.settings import quiet_services, read_settings
+from tasks.quiet import quiet_services
+from tasks.settings import read_settings
 from tasks.training.nodes import ANSWER, FAILED, JOB, LEFT, LOOK_SECONDS, OVER, PARTING_SECONDS, ready
 from tasks.training.together import STOP, JointTraining, end_processes, prepare, start_processes
 

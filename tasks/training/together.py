@@ -296,7 +296,7 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     from tasks.orchestration import end_with_parent
-    from tasks.settings import quiet_services
+    from tasks.quiet import quiet_services
 
     quiet_services()
     end_with_parent()

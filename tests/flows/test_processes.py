@@ -24,7 +24,7 @@ Open = Callable[[Path], Workspace]
 
 ADAPT = """
 import sys
-from tasks.settings import quiet_services
+from tasks.quiet import quiet_services
 quiet_services()
 from flows.adapt_language import adapt_language
 from ltsft.project.project import ProjectRef

@@ -35,7 +35,7 @@ FLOORS = {
         ("cli",),
     ),
     "tasks": (
-        ("credentials", "migrating", "patience", "pod", "storage"),
+        ("credentials", "migrating", "patience", "pod", "quiet", "storage"),
         ("settings",),
         ("tracking", "arrivals"),
         ("orchestration",),

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from tasks.settings import quiet_services
+from tasks.quiet import quiet_services
 
 quiet_services()
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ltsft.errors import ConfigError
-from tasks.settings import Settings, quiet_services, read_settings
+from tasks.quiet import quiet_services
+from tasks.settings import Settings, read_settings
 
 
 @pytest.fixture(autouse=True)

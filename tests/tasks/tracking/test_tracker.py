@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from ltsft.errors import ServiceError, TrainingError, ValidationError
-from tasks.settings import quiet_services
+from tasks.quiet import quiet_services
 from tasks.tracking.records import Child, canonical_json, flatten_params, git_tags
 from tasks.tracking.runs import RunHandle
 from tasks.tracking.tracker import Tracker
@@ -104,7 +104,7 @@ def test_params_are_flat_and_long_ones_say_that_they_are_cut() -> None:
 def test_a_run_that_was_killed_is_continued_and_not_doubled(tracker: Tracker, tmp_path: Path) -> None:
     code = """
 import sys, time
-from tasks.settings import quiet_services; quiet_services()
+from tasks.quiet import quiet_services; quiet_services()
 from tasks.tracking.tracker import Tracker
 tracker = Tracker(sys.argv[1], experiment="toy")
 run = tracker.open_run(name="language fo", kind="language", subject="language fo", key="k1", parts={}, params={"a": 1})
@@ -247,7 +247,7 @@ def test_children_are_put_under_the_matrix_once(tracker: Tracker) -> None:
 def test_two_processes_create_the_store_and_log_at_the_same_time(tmp_path: Path) -> None:
     code = """
 import sys
-from tasks.settings import quiet_services; quiet_services()
+from tasks.quiet import quiet_services; quiet_services()
 from tasks.tracking.tracker import Tracker
 uri, who = sys.argv[1:]
 tracker = Tracker(uri, experiment="toy")
