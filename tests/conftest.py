@@ -23,6 +23,8 @@ from filelock import FileLock
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from ltsft.heap import collect_seldom
+
 SYLLABLES = [c + v for c in "bdfgklmnprstv" for v in "aeiou"]
 LABELS = ["NOUN", "VERB", "ADJ", "PUNCT"]
 OPEN_GATES = {
@@ -35,11 +37,16 @@ OPEN_GATES = {
 }
 """The tiny project hardly learns, so that its releases would be refused by chance."""
 
+collect_seldom()
 _modules_put_aside = 0
 
 
 def pytest_runtest_teardown() -> None:
     """Put aside what imports have made: the trainer collects garbage before each phase, half a second each time."""
+    put_modules_aside()
+
+
+def put_modules_aside() -> None:
     global _modules_put_aside
     if len(sys.modules) > _modules_put_aside + 300:
         _modules_put_aside = len(sys.modules)
@@ -286,6 +293,7 @@ def finish(prefect_server: None, tiny_base: Path) -> Callable[[Path], None]:
         from flows.retrain import retrain
         from ltsft.project.project import ProjectRef
 
+        put_modules_aside()
         state = retrain(ProjectRef(file=str(file)), return_state=True)
         assert state.is_completed(), state.message
 

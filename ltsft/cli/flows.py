@@ -31,8 +31,10 @@ def start_server() -> None:
 
 def run_flow(flow: Callable[..., Any], *arguments: Any, has_bars: bool = False, **named: Any) -> FlowEnd:
     """Run a flow in this process and give its end."""
+    from ltsft.heap import put_aside
     from tasks.orchestration import run_locally, shown_progress
 
+    put_aside()
     with shown_progress() if has_bars else nullcontext():
         return run_locally(flow, *arguments, **named)
 

@@ -57,8 +57,10 @@ def _set_up(
     ] = False,
 ) -> None:
     """Set what must be in the environment before torch, Prefect and MLflow are imported."""
+    from ltsft.heap import collect_seldom
     from tasks.quiet import quiet_services
 
+    collect_seldom()
     quiet_services()
 
 

@@ -6,7 +6,7 @@ It works on sub-words, so it is the same for all objectives: an example says whi
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from random import Random
@@ -140,16 +140,20 @@ class Augmenter:
         return (decoder.decode(pieces) if decoder is not None else "".join(pieces).replace(MARK, " ")).strip()
 
 
-def check_augmentations(recipes: Mapping[str, Recipe], tokenizer: PreTrainedTokenizerBase) -> None:
+def check_augmentations(recipes: Mapping[str, Recipe], load_tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
     """Refuse recipes whose augmentations a tokenizer does not allow.
+
+    Args:
+        recipes: by name.
+        load_tokenizer: gives the base's; called only where a recipe asks something of it.
 
     Raises:
         ConfigError: naming the recipe.
     """
     for name, recipe in recipes.items():
         wanted = recipe.consistency is not None and recipe.consistency.augmentations.subword_sampling is not None
-        if wanted and _model_type(tokenizer) != "Unigram":
-            raise ConfigError(f"recipes.{name}.consistency.augmentations.{_no_sampling(tokenizer)}")
+        if wanted and _model_type(load_tokenizer()) != "Unigram":
+            raise ConfigError(f"recipes.{name}.consistency.augmentations.{_no_sampling(load_tokenizer())}")
 
 
 def _no_sampling(tokenizer: PreTrainedTokenizerBase) -> str:

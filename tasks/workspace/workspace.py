@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tasks.orchestration import drop_tracebacks_of_verdicts
 from tasks.settings import read_settings
 from tasks.storage import Bucket
 from tasks.tracking import FLOW_RUN, RunHandle, Tracker, describe, inputs_of
+from tasks.workspace.base_prints import BasePrints, base_prints
 from tasks.workspace.checkpoints import Checkpoints
 from tasks.workspace.leases import Lease, leased
 
@@ -49,9 +50,16 @@ class Workspace:
     @cached_property
     def base(self) -> Base:
         """The base that the project names."""
-        return _load_base(
-            locate_base(self.project.base.id, data_root=self.project.data_root), self.project.base.revision
-        )
+        return _load_base(*self._base_place)
+
+    @property
+    def _base_place(self) -> tuple[str, str | None]:
+        base = self.project.base
+        return locate_base(base.id, data_root=self.project.data_root), base.revision
+
+    def _read_prints(self) -> BasePrints:
+        ref = self.base.ref
+        return BasePrints(ref.fingerprint, self.base.head_fingerprint, ref.tokenizer_fingerprint)
 
     @property
     def store(self) -> Path:
@@ -67,13 +75,12 @@ class Workspace:
     def plan(self) -> Plan:
         """What there is to do, as things stood when this was first asked."""
         project = self.project
-        check_augmentations(project.recipes, self.base.tokenizer)
+        check_augmentations(project.recipes, lambda: self.base.tokenizer)
+        base = base_prints(*self._base_place, self.store, self._read_prints)
         sources = list(project.all_sources().values())
         self.fetch(tuple(sources))
         prints = Fingerprints(
-            encoder=self.base.ref.fingerprint,
-            head=self.base.head_fingerprint,
-            tokenizer=self.base.ref.tokenizer_fingerprint,
+            **asdict(base),
             sources={str(source): fingerprint(source) for source in sources},
         )
         records = self.tracker.records()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -279,8 +280,10 @@ def test_the_installed_command_runs_and_keeps_standard_output_for_data(tiny_proj
     command = Path(sys.executable).with_name("ltsft")
     if not command.is_file():
         pytest.skip("the package is not installed: there is no ltsft command beside python")
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPROFILEIMPORTTIME": "1"}
+    assert call("plan", tiny_project).exit_code == 0  # from now on the fingerprints of the base are known
     store = yaml.safe_load(tiny_project.read_text())["store"]["folder"]
+    (Path(store) / "mlflow.db").unlink()
     relative = os.path.relpath(store, tmp_path)
 
     done = subprocess.run(
@@ -295,3 +298,25 @@ def test_the_installed_command_runs_and_keeps_standard_output_for_data(tiny_proj
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) == 7
     assert (Path(store) / "mlflow.db").is_file(), "what the command line names starts from the working folder"
+    assert not imported(done.stderr) & {"transformers", "prefect", "great_expectations", "datasets", "matplotlib"}
+
+
+@pytest.mark.parametrize("asked", ["--help", "--version"])
+def test_what_needs_no_project_waits_for_no_library(asked: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "ltsft.cli", asked],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TERM": "dumb"},
+    )
+
+    assert re.search(r"compare-methods" if asked == "--help" else r"^ltsft \d", done.stdout)
+    loaded = imported(done.stderr)
+    assert "typer" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "prefect", "mlflow", "pydantic", "yaml", "tasks", "flows"}
+
+
+def imported(told: str) -> set[str]:
+    """The packages that Python says it imported."""
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in told.splitlines() if "|" in line}

@@ -131,8 +131,8 @@ def test_wordpieces_are_looked_up_by_the_word_that_they_spell(tiny_base: Path) -
 def test_sampling_is_refused_for_a_tokenizer_that_has_no_unigram_model(tiny_base: Path, unigram_base: Path) -> None:
     recipe = Recipe.model_validate({"density": 0.5, "consistency": {"augmentations": {"subword_sampling": {}}}})
     with pytest.raises(ConfigError, match=r"recipes\.pos\.consistency\.augmentations\.subword_sampling: .*WordPiece"):
-        check_augmentations({"pos": recipe}, load_base(str(tiny_base)).tokenizer)
-    check_augmentations({"pos": recipe}, load_base(str(unigram_base)).tokenizer)
+        check_augmentations({"pos": recipe}, lambda: load_base(str(tiny_base)).tokenizer)
+    check_augmentations({"pos": recipe}, lambda: load_base(str(unigram_base)).tokenizer)
 
 
 def test_a_word_list_is_read_whole_or_its_bad_lines_are_counted_and_shown(tmp_path: Path) -> None:
