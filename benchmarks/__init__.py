@@ -4,6 +4,7 @@
 """
 
 NAMES: tuple[str, ...] = (
+    "commands",
     "composition",
     "corpus",
     "gpu",

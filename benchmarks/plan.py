@@ -26,9 +26,9 @@ def run(*, quick: bool = False) -> Report:
     languages, tasks = (6, 2) if quick else (200, 8)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        file = _write_project(folder, languages, tasks, quick=quick)
+        file = write_project(folder, languages, tasks, quick=quick)
         ref = ProjectRef(file=str(file))
-        runs = _make_everything(open_workspace(ref))
+        runs = make_everything(open_workspace(ref))
         seconds = [_timed_plan(ref) for _ in range(3)]
         queries = [_timed_query(open_workspace(ref)) for _ in range(3)]
         command = 0.0 if quick else _timed_command(file)
@@ -41,7 +41,8 @@ def run(*, quick: bool = False) -> Report:
     return report
 
 
-def _write_project(folder: Path, languages: int, tasks: int, *, quick: bool) -> Path:
+def write_project(folder: Path, languages: int, tasks: int, *, quick: bool) -> Path:
+    """Write a project of so many languages and target tasks; give its file."""
     codes = [f"l{number:03}" for number in range(languages)]
     for number, code in enumerate(codes):
         (folder / f"{code}.txt").write_text(f"w{number} w{number + 1}\n" * 2000)
@@ -68,7 +69,7 @@ def _write_project(folder: Path, languages: int, tasks: int, *, quick: bool) -> 
     return file
 
 
-def _make_everything(workspace: Workspace) -> int:
+def make_everything(workspace: Workspace) -> int:
     """Log a finished run for each product, and a matrix with a child for each cell; give the number of runs."""
     tracker, cells = workspace.tracker, []
     for step in workspace.plan.steps:
