@@ -88,8 +88,10 @@ def _ask(uri: str, tracking_uri: str, rows: Sequence[Mapping[str, Any]], timeout
 
 
 def _main() -> None:
+    from ltsft.heap import collect_seldom
     from tasks.quiet import quiet_services
 
+    collect_seldom()
     quiet_services()
     asked = json.load(sys.stdin)
     from tasks.releases.pyfunc import predict_rows

@@ -420,7 +420,7 @@ def _remember_templates() -> None:
         def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
             self._known[bucket.key, bucket.checksum] = bucket.bytecode_to_string()
 
-    vars(view)["Environment"] = partial(view.Environment, bytecode_cache=Memory())
+    vars(view)["Environment"] = partial(jinja2.Environment, bytecode_cache=Memory())
 
 
 def _check_report(folder: Path) -> None:

@@ -276,7 +276,9 @@ def test_compose_refuses_sfts_of_another_base(call: Call, tiny_project: Path, ti
     assert not (tmp_path / "out").exists()
 
 
-def test_the_installed_command_runs_and_keeps_standard_output_for_data(tiny_project: Path, tmp_path: Path) -> None:
+def test_the_installed_command_runs_and_keeps_standard_output_for_data(
+    call: Call, tiny_project: Path, tmp_path: Path
+) -> None:
     command = Path(sys.executable).with_name("ltsft")
     if not command.is_file():
         pytest.skip("the package is not installed: there is no ltsft command beside python")
