@@ -23,6 +23,35 @@ from ltsft.sft import BaseRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GOLDEN_TEXTS = (
+    "Føroyar, 1 234,5 – «Hvussu?»",
+    "  leading and  double spaces ",
+    "don't re-do l'été…",
+    "ÅRSÆRIND straße ﬁn İstanbul",
+    "e\u0301 Ọ̀rọ̀ ŋàŋà",
+    "Жёлтый ӵыжы 1917",
+    "Ελληνικά",
+    "Հայերեն ի՞նչ",
+    "ქართული",
+    'עברית ש"ס',
+    "العربية مي\u200cروم ١٢٣",
+    "हिन्दी क्\u200dष १२",
+    "বাংলা",
+    "தமிழ்",
+    "മലയാളം അവന്\u200d",
+    "ภาษาไทย",
+    "ខ្មែរ",
+    "አማርኛ።",
+    "中文日本語カタカナ",
+    "한국어",
+    "ᏣᎳᎩ ߒߞߏ 👩\u200d🌾",
+    "a\u00adb\u200ec\tTab\u00a0",
+)
+"""Scripts, digits, joiners, spaces and case: where tokenizers have changed under the same files."""
+
+_WORKED_OUT = (".position_ids", ".token_type_ids", ".inv_freq")
+"""Ends of names that old checkpoints store though they can be worked out."""
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -60,6 +89,7 @@ class Base:
         """
         model, missing = _from_pretrained("AutoModelForMaskedLM", self.id, self.revision)
         self._refuse_missing(model, missing)
+        self._refuse_large_tokenizer(model)
         _untie_output_embeddings(model)
         return model
 
@@ -104,13 +134,26 @@ class Base:
                 f"{min(missing)!r}; save it with its masked-LM head (AutoModelForMaskedLM, save_pretrained)"
             )
 
+    def _refuse_large_tokenizer(self, model: PreTrainedModel) -> None:
+        """Refuse a tokenizer that gives sub-words which the embeddings have no row for."""
+        embeddings: Any = model.get_input_embeddings()
+        rows = embeddings.weight.shape[0]
+        token, highest = max(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        if highest >= rows:
+            raise BaseModelError(
+                f"the tokenizer of base {self.id!r}{_at(self.revision)} is larger than the base: {token!r} has id "
+                f"{highest}, and the embeddings have {rows} rows; resize them (resize_token_embeddings) and save the "
+                "base again, or take the tokenizer that belongs to it"
+            )
+
     @cached_property
-    def _fingerprints(self) -> tuple[str, str]:
+    def _facts(self) -> tuple[str, str, int | None]:
+        """Fingerprints of the encoder and of the head, and how many positions there are, from one loading."""
         model = self.masked_lm()
         encoder = fingerprint_parameters(model.base_model.named_parameters())
         inside = {id(p) for p in model.base_model.parameters()}
         head = fingerprint_parameters((n, p) for n, p in model.named_parameters() if id(p) not in inside)
-        return encoder, head
+        return encoder, head, _positions(model)
 
     @cached_property
     def ref(self) -> BaseRef:
@@ -119,14 +162,20 @@ class Base:
         return BaseRef(
             id=folder.name if folder.is_dir() else self.id,  # a path of this machine would make SFT files differ
             revision=self.revision,
-            fingerprint=self._fingerprints[0],
+            fingerprint=self._facts[0],
             tokenizer_fingerprint=fingerprint_tokenizer(self.tokenizer),
+            golden=golden_ids(self.tokenizer),
         )
 
     @property
     def head_fingerprint(self) -> str:
         """SHA-256 over the masked-LM head: it determines what a language SFT learns, but not what it composes with."""
-        return self._fingerprints[1]
+        return self._facts[1]
+
+    @property
+    def positions(self) -> int | None:
+        """Sub-words in the longest sequence that the base has positions for; None where it has no table of them."""
+        return self._facts[2]
 
 
 def load_base(id: str, revision: str | None = None) -> Base:
@@ -137,7 +186,7 @@ def load_base(id: str, revision: str | None = None) -> Base:
         revision: commit, tag or branch on the hub; ignored by folders.
 
     Raises:
-        BaseModelError: it cannot be loaded, or has no fast tokenizer with a mask token.
+        BaseModelError: it cannot be loaded, or has no fast tokenizer with a mask and a pad token.
     """
     from transformers import AutoTokenizer
 
@@ -150,6 +199,17 @@ def load_base(id: str, revision: str | None = None) -> Base:
         ) from error
     if not tokenizer.is_fast:
         raise BaseModelError(f"base {id!r} has no fast tokenizer (tokenizer.json); save one with save_pretrained first")
+    files = {"tokenizer.json", *getattr(tokenizer, "vocab_files_names", {}).values()}
+    if Path(id).is_dir() and not any((Path(id) / file).is_file() for file in files):
+        raise BaseModelError(
+            f"base {id!r} has no files of a tokenizer ({', '.join(sorted(files))}); save its tokenizer beside it: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+        )
+    if tokenizer.pad_token_id is None:
+        raise BaseModelError(
+            f"the tokenizer of base {id!r} has no pad token, which batches are filled up with; set pad_token and save "
+            "the tokenizer again"
+        )
     if tokenizer.mask_token_id is None:
         raise BaseModelError(f"the tokenizer of base {id!r} has no mask token; a masked language model has one")
     return Base(id, revision, tokenizer)
@@ -235,6 +295,18 @@ def fingerprint_parameters(parameters: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
+def golden_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Give what the tokenizer makes of `GOLDEN_TEXTS`: another version of its library may make something else of them.
+
+    Args:
+        tokenizer: a base's.
+
+    Returns:
+        Each text with its ids, special tokens included.
+    """
+    return tuple((text, tuple(tokenizer(text)["input_ids"])) for text in GOLDEN_TEXTS)
+
+
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash what the tokenizer does: its model, normaliser, added and special tokens; 64 hex digits."""
     backend: Any = tokenizer
@@ -261,7 +333,54 @@ def _from_pretrained(
         ) from error
     if not isinstance(model, transformers.PreTrainedModel):
         raise BaseModelError(f"base {id!r} did not load as a Hugging Face model but as {type(model).__name__}")
+    _refuse_unused(model, info["unexpected_keys"], id, revision)
     return cast("PreTrainedModel", model.float()), set(info["missing_keys"])
+
+
+def _refuse_unused(model: PreTrainedModel, keys: Iterable[str], id: str, revision: str | None) -> None:
+    """Refuse a checkpoint with weights of the encoder that the model has no place for: it is another model.
+
+    Heads of other tasks and poolers may be left out, and what is worked out anew at each start.
+    """
+    prefix = f"{model.base_model_prefix}."
+    parts = {name for name, _ in model.base_model.named_children()}
+    unused = sorted(
+        key
+        for key in keys
+        if (key.startswith(prefix) or key.partition(".")[0] in parts)
+        and not key.removeprefix(prefix).startswith("pooler.")
+        and not key.endswith(_WORKED_OUT)
+    )
+    if unused:
+        raise BaseModelError(
+            f"base {id!r}{_at(revision)} holds {len(unused)} weights that {type(model).__name__} does not use, such as "
+            f"{unused[0]!r}: it is not the model that its config.json says (layers, kind of positions); mend the "
+            "config, or take a version of transformers that knows this model"
+        )
+
+
+def check_length(max_length: int, positions: int | None, *, place: str) -> None:
+    """Refuse sequences that are longer than a base's table of positions.
+
+    Args:
+        max_length: sub-words in a sequence.
+        positions: of the base, see `Base.positions`.
+        place: where the length is set, for the message, such as ``recipes.pos.max_length``.
+
+    Raises:
+        ConfigError: naming both lengths.
+    """
+    if positions is not None and max_length > positions:
+        raise ConfigError(f"{place}: must be at most {positions}, the base has no more positions; got {max_length}")
+
+
+def _positions(model: PreTrainedModel) -> int | None:
+    """Give the length of the table of absolute positions; None where the model has none."""
+    for name, module in model.base_model.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(module, nn.Embedding):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa's begin behind the padding
+            return module.num_embeddings - before
+    return None
 
 
 def _label_options(labels: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,7 +122,7 @@ def export_composition(
             model.save_pretrained(fresh, state_dict=_stored_weights(model))
         tokenizer.save_pretrained(fresh)
         content = {
-            "base": asdict(base),
+            "base": base.identity,
             "rule": rule,
             "parts": [
                 {

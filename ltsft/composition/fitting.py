@@ -15,7 +15,7 @@ from ltsft.sft import SFT, BaseRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Part", "check_parts", "check_stacked", "head_values", "named"]
+__all__ = ["Part", "check_parts", "check_stacked", "head_values", "named", "refuse_tied_output"]
 
 Part = tuple[SFT, Weight]
 """An SFT and the weight, or the weights by part of the network, that its diffs are multiplied by."""
@@ -81,6 +81,22 @@ def check_stacked(parts: Sequence[Part], *, rule: str) -> None:
         )
 
 
+def refuse_tied_output(model: PreTrainedModel, touched: Mapping[int, str]) -> None:
+    """Refuse diffs of word embeddings that are the output layer, too: language SFTs are learnt with the two untied.
+
+    Raises:
+        CompositionError: naming the parameter.
+    """
+    output = model.get_output_embeddings()
+    weight = getattr(output, "weight", None)
+    if id(weight) in touched:
+        raise CompositionError(
+            f"diff of {touched[id(weight)]}: {type(model).__name__} has tied its output layer to it, and SFTs are "
+            "learnt with the two apart; load the model with Base.masked_lm(), or untie it (a copy of the weight in "
+            "get_output_embeddings(), config.tie_word_embeddings = False)"
+        )
+
+
 def head_values(
     sfts: Sequence[SFT], model: PreTrainedModel, touched: Mapping[int, str]
 ) -> list[tuple[nn.Parameter, Tensor]]:
@@ -141,6 +157,16 @@ def _check_base(sft: SFT, base: BaseRef) -> None:
             f"{sft.title} was learnt with another tokenizer: fingerprint {sft.base.tokenizer_fingerprint} "
             f"({named(sft.base)}), but that of {named(base)} is {base.tokenizer_fingerprint}; load the SFT's base "
             "with its tokenizer"
+        )
+    now = dict(base.golden)
+    other = [(text, ids, now[text]) for text, ids in sft.base.golden if now.get(text, ids) != ids]
+    if other:
+        text, then, ids = other[0]
+        raise CompositionError(
+            f"{sft.title} was learnt with other sub-words: from the same files, this version of the tokenizer's "
+            f"library makes other ids of {len(other)} of {len(sft.base.golden)} texts, such as {list(ids)} for "
+            f"{text!r}, where there were {list(then)}; use the versions of transformers and tokenizers that the SFT "
+            "names, or train it again"
         )
 
 

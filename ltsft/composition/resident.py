@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ltsft.base import encoder_parameters
-from ltsft.composition.fitting import Part, check_parts, check_stacked, head_values
+from ltsft.composition.fitting import Part, check_parts, check_stacked, head_values, refuse_tied_output
 from ltsft.composition.rules import IN_SUCCESSION, RULES, Piece, Rule
 from ltsft.composition.weights import weight_at
 from ltsft.errors import CompositionError
@@ -123,6 +123,7 @@ class Resident:
             (self._as_diffs(sft), dict(weight) if isinstance(weight, Mapping) else weight) for sft, weight in parts
         )
         touched = check_parts(wanted, self._encoder, base=self._base, sound=self._sound)
+        refuse_tied_output(self.model, touched)
         head = head_values([sft for sft, _ in wanted], self.model, touched) if self._heads else []
         if wanted == self._parts:
             return self.model

@@ -227,10 +227,8 @@ def _manifest(sft: SFT, tensors: bytes, packing: dict[str, Any], file: Path) -> 
         **({} if sft.method == LT_SFT else {"method": sft.method}),
         "source_languages": list(sft.source_languages),
         "base": {
-            "id": sft.base.id,
-            "revision": sft.base.revision,
-            "fingerprint": sft.base.fingerprint,
-            "tokenizer_fingerprint": sft.base.tokenizer_fingerprint,
+            **sft.base.identity,
+            **({"golden": sft.base.golden} if sft.base.golden else {}),
         },
         "labels": list(sft.labels),
         "density": sft.density,

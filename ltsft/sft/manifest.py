@@ -47,6 +47,7 @@ class BaseEntry(_Part):
     revision: str | None
     fingerprint: str
     tokenizer_fingerprint: str
+    golden: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 class DiffEntry(_Part):

@@ -43,13 +43,26 @@ class BaseRef:
         id: Hub id or folder name of the base.
         revision: Hub revision; None for a folder.
         fingerprint: SHA-256, 64 hex digits, over the encoder's parameters (name, shape, float32 bytes).
-        tokenizer_fingerprint: SHA-256, 64 hex digits, over what the tokenizer does.
+        tokenizer_fingerprint: SHA-256, 64 hex digits, over the tokenizer's files.
+        golden: A few texts and what the tokenizer made of them, which an upgrade of its library can change while the
+            files stay; empty where that is not known. Two bases do not differ by it.
     """
 
     id: str
     revision: str | None
     fingerprint: str
     tokenizer_fingerprint: str
+    golden: tuple[tuple[str, tuple[int, ...]], ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def identity(self) -> dict[str, str | None]:
+        """Its names and fingerprints, by the names of the attributes."""
+        return {
+            "id": self.id,
+            "revision": self.revision,
+            "fingerprint": self.fingerprint,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+        }
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +70,7 @@ def compose_recipe(workspace: Workspace, slot: Slot) -> Composition:
         labels=OBJECTIVES[target.objective].label_set(target),
         max_length=recipe.max_length,
         takes_pairs="pair" in target.columns,
-        base=ComposedBase(**asdict(workspace.base.ref), location=_location(workspace.base.id)),
+        base=ComposedBase.model_validate({**workspace.base.ref.identity, "location": _location(workspace.base.id)}),
         rule=settings.rule,
         parts=tuple(_part(workspace, subject, weight) for subject, weight in subjects.items()),
     )

@@ -21,11 +21,12 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class BasePrints:
-    """SHA-256 of the encoder, of the masked-LM head and of the tokenizer of a base."""
+    """SHA-256 of the encoder, of the masked-LM head and of the tokenizer of a base, and how many positions it has."""
 
     encoder: str
     head: str
     tokenizer: str
+    positions: int | None
 
 
 def base_prints(base: str, revision: str | None, store: Path, read: Callable[[], BasePrints]) -> BasePrints:

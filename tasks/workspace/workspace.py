@@ -6,14 +6,14 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
-from ltsft.base import Base, load_base, locate_base
+from ltsft.base import Base, check_length, load_base, locate_base
 from ltsft.config import Source
 from ltsft.data import ensure_local, fingerprint
 from ltsft.errors import TrainingError
@@ -59,7 +59,7 @@ class Workspace:
 
     def _read_prints(self) -> BasePrints:
         ref = self.base.ref
-        return BasePrints(ref.fingerprint, self.base.head_fingerprint, ref.tokenizer_fingerprint)
+        return BasePrints(ref.fingerprint, self.base.head_fingerprint, ref.tokenizer_fingerprint, self.base.positions)
 
     @property
     def store(self) -> Path:
@@ -77,10 +77,14 @@ class Workspace:
         project = self.project
         check_augmentations(project.recipes, lambda: self.base.tokenizer)
         base = base_prints(*self._base_place, self.store, self._read_prints)
+        for name, recipe in project.recipes.items():
+            check_length(recipe.max_length, base.positions, place=f"recipes.{name}.max_length")
         sources = list(project.all_sources().values())
         self.fetch(tuple(sources))
         prints = Fingerprints(
-            **asdict(base),
+            encoder=base.encoder,
+            head=base.head,
+            tokenizer=base.tokenizer,
             sources={str(source): fingerprint(source) for source in sources},
         )
         records = self.tracker.records()

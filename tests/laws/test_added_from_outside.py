@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -111,7 +110,7 @@ def test_an_objective_and_a_method_from_outside_are_planned_learnt_scored_releas
         parts.append(ComposedPart(kind=kind, subject=f"{kind} {name}", key="0" * 64, sha256=sha256, run_id="run"))
     composition = Composition(
         language="bb", target_task="length", objective="length", labels=task.labels, max_length=16,
-        base=ComposedBase(**asdict(base.ref), location="base"), parts=tuple(parts),
+        base=ComposedBase.model_validate({**base.ref.identity, "location": "base"}), parts=tuple(parts),
     )  # fmt: skip
 
     class Shelf:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
-from ltsft.base import Base, load_base, locate_base, parameter_roles
+from ltsft.base import Base, check_length, load_base, locate_base, parameter_roles
 from ltsft.errors import BaseModelError, ConfigError
 
 BuildModel = Callable[..., PreTrainedModel]
@@ -21,7 +22,9 @@ BuildModel = Callable[..., PreTrainedModel]
 def family_folder(family: str, tiny_model: BuildModel, tiny_base: Path, tmp_path: Path) -> Path:
     """A tiny base of each family, as it would come from the hub: output embeddings tied to the input's."""
     folder = tmp_path / family
-    tiny_model(family, head="masked_lm", tied=True).save_pretrained(folder)
+    model = tiny_model(family, head="masked_lm", tied=True)
+    model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(tiny_base)))
+    model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_base / name, folder / name)
     return folder
@@ -226,3 +229,71 @@ def test_a_base_is_found_under_the_data_root_or_as_it_is(copied: Path) -> None:
 def test_the_shared_base_loads_whole(shared: Path) -> None:
     roles = parameter_roles(load_base(str(shared / "models" / "mini-multilingual-6x384")).masked_lm())
     assert roles.size > 10_000_000
+
+
+def change_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def add_weights(folder: Path, *names: str) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, **{name: torch.zeros(2) for name in names}}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_checkpoint_with_more_layers_than_its_config_is_refused(copied: Path) -> None:
+    change_json(copied / "config.json", num_hidden_layers=1)
+    base = load_base(str(copied))
+    for load in (base.masked_lm, lambda: base.token_classifier(["A", "B"], seed=1)):
+        with pytest.raises(BaseModelError, match=r"does not use, such as 'bert\.encoder\.layer\.1\..*layers"):
+            load()
+
+
+def test_a_checkpoint_with_positions_of_another_kind_is_refused(copied: Path) -> None:
+    add_weights(copied, "bert.encoder.layer.0.attention.self.distance_embedding.weight")
+    with pytest.raises(BaseModelError, match=r"holds 1 weights that BertForMaskedLM does not use, such as .*distance"):
+        load_base(str(copied)).masked_lm()
+
+
+def test_weights_of_other_heads_poolers_and_what_is_worked_out_may_be_left_over(copied: Path, tiny_base: Path) -> None:
+    add_weights(copied, "bert.pooler.dense.weight", "cls.seq_relationship.bias", "bert.embeddings.position_ids")
+    assert load_base(str(copied)).ref.fingerprint == load_base(str(tiny_base)).ref.fingerprint
+
+
+def test_a_length_beyond_the_positions_of_the_base_is_told(tiny_base: Path) -> None:
+    base = load_base(str(tiny_base))
+    check_length(64, base.positions, place="recipes.pos.max_length")
+    with pytest.raises(ConfigError, match=r"recipes\.pos\.max_length: must be at most 64, .*; got 65"):
+        check_length(65, base.positions, place="recipes.pos.max_length")
+
+
+def test_positions_begin_behind_the_padding_where_the_family_has_it_so(family: str, family_folder: Path) -> None:
+    longest = {"xlm-r": 18, "modernbert": None}.get(family, 20)
+    assert load_base(str(family_folder)).positions == longest
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_refused(copied: Path) -> None:
+    content = json.loads((copied / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["vocab"]["one more"] = 10_000
+    (copied / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(BaseModelError, match=r"larger than the base: 'one more' has id 10000, and the embeddings have"):
+        load_base(str(copied)).masked_lm()
+
+
+def test_a_tokenizer_without_a_pad_token_is_refused(copied: Path) -> None:
+    change_json(copied / "tokenizer_config.json", pad_token=None)
+    with pytest.raises(BaseModelError, match="has no pad token"):
+        load_base(str(copied))
+
+
+def test_a_folder_without_files_of_a_tokenizer_is_refused(copied: Path) -> None:
+    for file in copied.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(BaseModelError, match="has no files of a tokenizer"):
+        load_base(str(copied))
+
+
+def test_the_base_says_what_its_tokenizer_makes_of_texts(tiny_base: Path) -> None:
+    base = load_base(str(tiny_base))
+    texts = dict(base.ref.golden)
+    assert 20 <= len(texts) <= 30
+    assert all(list(ids) == base.tokenizer(text)["input_ids"] for text, ids in texts.items())

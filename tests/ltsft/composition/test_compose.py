@@ -282,6 +282,37 @@ def test_two_heads_of_one_name_are_refused(tiny_model: Build, make_sft: Make, ba
         pass
 
 
+def test_diffs_do_not_move_a_tied_output_layer(
+    family: str, tiny_model: Build, make_sft: Make, bits: Bits, base_ref: BaseRef
+) -> None:
+    model = tiny_model(family, head="masked_lm", tied=True)
+    before = bits(model)
+    language = make_sft(model)
+    refused = pytest.raises(CompositionError, match="has tied its output layer to it")
+    with refused, composed(model, [(language, 1.0)], base=base_ref):
+        pass
+    assert bits(model) == before
+    output = model.get_output_embeddings()
+    output.weight = torch.nn.Parameter(output.weight.detach().clone())
+    with composed(model, [(language, 1.0)], base=base_ref):
+        assert bits(model) != before
+
+
+def test_sub_words_that_changed_under_the_same_files_are_told(
+    tiny_model: Build, make_sft: Make, base_ref: BaseRef
+) -> None:
+    model = tiny_model()
+    learnt = replace(base_ref, golden=(("one", (1, 7, 2)), ("two", (1, 8, 2))))
+    sft = replace(make_sft(model), base=learnt)
+    now = replace(base_ref, golden=(("one", (1, 7, 2)), ("two", (1, 3, 3, 2)), ("new", (1,))))
+    refused = pytest.raises(CompositionError, match=r"other ids of 1 of 2 texts, such as \[1, 3, 3, 2\] for 'two'")
+    with refused, composed(model, [(sft, 1.0)], base=now):
+        pass
+    for same in (learnt, base_ref):  # what nobody knows is not compared
+        with composed(model, [(sft, 1.0)], base=same):
+            pass
+
+
 def test_a_head_tied_to_a_changed_weight_is_refused(tiny_model: Build, make_sft: Make, base_ref: BaseRef) -> None:
     model = tiny_model(head="masked_lm")
     sft = make_sft(model, head=True)

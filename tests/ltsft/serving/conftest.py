@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -106,7 +105,7 @@ def make_composition(base: Base) -> Callable[..., Composition]:
             labels=KINDS[target_task][1] if target_task in KINDS else LABELS[target_task],
             takes_pairs=target_task == "nli",
             max_length=max_length,
-            base=ComposedBase(**asdict(base.ref), location="base"),
+            base=ComposedBase.model_validate({**base.ref.identity, "location": "base"}),
             parts=parts,
         )
 

@@ -135,6 +135,13 @@ def test_a_folder_holds_tensors_card_and_manifest(sft: SFT, folder: Path) -> Non
     assert f"{sft.support_size:,}" in card
 
 
+def test_an_sft_keeps_what_its_tokenizer_made_of_texts(sft: SFT, tmp_path: Path) -> None:
+    golden = (("ein\u200d", (1, 5, 2)), ("tvey", ()))
+    loaded = load_sft(save_sft(replace(sft, base=replace(sft.base, golden=golden)), tmp_path / "golden"))
+    assert loaded.base.golden == golden
+    assert load_sft(save_sft(sft, tmp_path / "without")).base.golden == ()
+
+
 def test_the_manifest_can_be_read_alone(sft: SFT, folder: Path) -> None:
     (folder / TENSOR_FILE).unlink()
     manifest = read_manifest(folder)

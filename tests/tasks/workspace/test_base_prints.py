@@ -24,7 +24,7 @@ def base(tmp_path: Path) -> Path:
 def read(base: Path) -> Callable[[], BasePrints]:
     def reading() -> BasePrints:
         reads.append(1)
-        return BasePrints((base / "model.safetensors").read_text(), "head", "tokenizer")
+        return BasePrints((base / "model.safetensors").read_text(), "head", "tokenizer", 64)
 
     reads: list[int] = []
     reading.count = lambda: len(reads)  # type: ignore[attr-defined]
