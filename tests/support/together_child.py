@@ -1,6 +1,7 @@
-"""One of several processes that train an SFT together: `python together_child.py JOB.json`, as torchrun starts it.
+"""Processes that train an SFT together: `python together_child.py JOBS.json` forks those of each job.
 
-The first of them writes the SFT, and `exchanged.json`: for each phase, the bytes of gradients that it sent in a step.
+The first process of a job writes the SFT, and `exchanged.json`: for each phase, the bytes of gradients that it sent in
+a step. Forked, all of them share one import of torch and transformers.
 """
 
 from __future__ import annotations
@@ -44,10 +45,30 @@ def count_exchanged() -> dict[str, int]:
 
 
 def main() -> None:
-    """Train as the job says."""
+    """Run the jobs one after the other."""
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    load_base(jobs[0]["base"]).token_classifier(["A"], seed=0)  # what the first loading of a model looks up stays
     gc.freeze()  # the trainer collects garbage before each phase
-    job = json.loads(Path(sys.argv[1]).read_text())
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    for job in jobs:
+        ranks = range(job["processes"])
+        children = []
+        for rank in ranks:
+            if (child := os.fork()) == 0:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(ranks), "MASTER_PORT": job["port"]}
+                if len(ranks) > 1:
+                    os.environ.update(
+                        {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+                    )
+                train(job, rank)
+                return
+            children.append(child)
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        if any(ends):
+            sys.exit(f"a process of {job['folder']} failed")
+
+
+def train(job: dict[str, Any], rank: int) -> None:
+    """Train as the job says."""
     counted, exchanged = count_exchanged(), {}
     base = load_base(job["base"])
     own = Path(job["folder"]) / f"data-{rank}"
@@ -64,7 +85,7 @@ def main() -> None:
             objective=objective,
             kind=job["kind"],
             subject="aa",
-            recipe=make_recipe(**job["recipe"], accumulation=job["micro_batches"] // processes),
+            recipe=make_recipe(**job["recipe"], accumulation=job["micro_batches"] // job["processes"]),
             seed=1,
             data=data,
         ),

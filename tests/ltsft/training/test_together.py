@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -20,30 +21,27 @@ CHILD = Path(__file__).parents[2] / "support" / "together_child.py"
 DENSITY = 0.2
 
 
-def train(folder: Path, base: Path, *, kind: str, processes: int) -> SFT:
-    folder.mkdir(parents=True)
-    job: dict[str, Any] = {
-        "base": str(base),
-        "folder": str(folder),
-        "kind": kind,
-        "recipe": {"density": DENSITY, "steps": 4, "dropout": 0.0, "evaluations": 2},
-        "micro_batches": 2,
-    }
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ours = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHILD.parents[2])}
-    running = []
-    for rank in range(processes):
-        placed = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        together = {**placed, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} if processes > 1 else {}
-        command = [sys.executable, str(CHILD), str(folder / "job.json")]
-        environment = {**os.environ, **ours, **together}
-        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [child.communicate(timeout=300)[1] for child in running]
-    assert [child.returncode for child in running] == [0] * processes, "\n".join(errors)[-3000:]
-    return load_sft(folder / "sft")
+def train(root: Path, base: Path, processes: dict[str, int]) -> None:
+    """Learn the same SFT in folders of these names, with so many processes in each."""
+    recipe = {"density": DENSITY, "steps": 4, "dropout": 0.0, "evaluations": 2}
+    jobs: list[dict[str, Any]] = []
+    for name, count in processes.items():
+        (root / name).mkdir()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = {"processes": count, "port": free.getsockname()[1]}
+        asked = {"base": str(base), "folder": str(root / name), "kind": "task", "recipe": recipe, "micro_batches": 2}
+        jobs.append({**asked, **place})
+    (root / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(CHILD.parents[2])}
+    command = [sys.executable, str(CHILD), str(root / "jobs.json")]
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        told = running.communicate(timeout=500)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, 9)  # one that failed leaves others waiting
+    assert running.returncode == 0, told[-3000:]
 
 
 Trained = tuple[SFT, SFT, dict[str, float]]
@@ -53,8 +51,8 @@ Trained = tuple[SFT, SFT, dict[str, float]]
 def trained(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The same training by one process and by two, and the bytes that each of the two sent in a step."""
     root = tmp_path_factory.mktemp("together")
-    alone = train(root / "alone", tiny_base, kind="task", processes=1)
-    together = train(root / "together", tiny_base, kind="task", processes=2)
+    train(root, tiny_base, {"alone": 1, "together": 2})
+    alone, together = (load_sft(root / name / "sft") for name in ("alone", "together"))
     return alone, together, json.loads((root / "together" / "exchanged.json").read_text())
 
 
