@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from seqeval.metrics.sequence_labeling import get_entities
 from transformers import AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ltsft.data import TaggedRow
@@ -140,6 +139,8 @@ class EntityReader(TokenReader):
 
     def read(self, prepared: Prepared, outputs: Sequence[Output]) -> EntitiesResult:
         """Give the entities, and the words with their labels; a word without a sub-word is in none."""
+        from seqeval.metrics.sequence_labeling import get_entities  # loads sklearn
+
         words = self._words(prepared, outputs)
         labels = [word.label or OUTSIDE for word in words]
         entities = []
