@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
+import json
 import os
 import random
 import shutil
@@ -12,6 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -302,8 +304,43 @@ def finish(prefect_server: None, tiny_base: Path) -> Callable[[Path], None]:
 
 @pytest.fixture(scope="session")
 def finished_project(once: Once, finish: Callable[[Path], None]) -> Path:
-    """The tiny project once run to its end; for reading. `changeable_project` is a copy to change and run again."""
-    return once("finished", finish) / "tiny.yaml"
+    """The tiny project once run to its end; for reading. `changeable_project` is a copy to change and run again.
+
+    ``prefect.json`` beside it has what Prefect's server said of its runs: that server is another worker's.
+    """
+
+    def make(folder: Path) -> None:
+        finish(folder)
+        (folder / "prefect.json").write_text(json.dumps(_read_prefect(f"retrain {folder / 'tiny.yaml'}")))
+
+    return once("finished", make) / "tiny.yaml"
+
+
+def _read_prefect(name: str) -> dict[str, Any]:
+    """Read what Prefect's server has of the runs within a flow run, once the last log line is there."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas import filters
+
+    named = filters.FlowRunFilter(name=filters.FlowRunFilterName(any_=[name]))
+    with get_client(sync_client=True) as client:
+        (root,) = client.read_flow_runs(flow_run_filter=named)
+        parent = filters.FlowRunFilterParentFlowRunId(any_=[root.id])
+        own = filters.FlowRunFilter(parent_flow_run_id=parent)
+        flow_runs, task_runs = client.read_flow_runs(flow_run_filter=own), client.read_task_runs(flow_run_filter=own)
+        logs = filters.LogFilter(flow_run_id=filters.LogFilterFlowRunId(any_=[run.id for run in flow_runs]))
+        for _ in range(60):  # log lines are sent from a thread of their own
+            said = [log.message for log in client.read_logs(logs, limit=200)]
+            if sum("Finished in state" in line for line in said) >= len(flow_runs) + len(task_runs):
+                break
+            time.sleep(0.5)
+        return {
+            "flow_runs": [run.name for run in flow_runs],
+            "task_runs": [run.name for run in task_runs],
+            "artifacts": {
+                str(a.key): {"type": a.type, "data": a.data} for a in client.read_artifacts(flow_run_filter=own)
+            },
+            "logs": said,
+        }
 
 
 @pytest.fixture(scope="session")

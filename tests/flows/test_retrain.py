@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterName,
-    FlowRunFilterParentFlowRunId,
-    LogFilter,
-    LogFilterFlowRunId,
-)
 
 from ltsft.sft.files import load_sft
 from tasks.evaluation.matrix import read_matrix
@@ -31,14 +24,6 @@ SUBJECTS = {
     *("task pos aa seed 1", "task pos cc seed 1"),
     *(f"cell pos {code}" for code in ("aa", "bb", "cc")),
 }
-
-
-@pytest.fixture(scope="session")
-def finished_project(finish: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run it here rather than take what another worker ran: its flow runs are looked for in this worker's server."""
-    folder = tmp_path_factory.mktemp("finished")
-    finish(folder)
-    return folder / "tiny.yaml"
 
 
 @pytest.fixture
@@ -145,46 +130,31 @@ def test_the_matrix_is_a_run_whose_children_are_the_cells(
 
 
 @pytest.fixture
-def own_runs(finished: Workspace, prefect_client: Any) -> FlowRunFilter:
-    """The flow runs of this project: tests of other projects use the same Prefect server."""
-    named = FlowRunFilter(name=FlowRunFilterName(any_=[f"retrain {finished.ref.file}"]))
-    (root,) = prefect_client.read_flow_runs(flow_run_filter=named)
-    return FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[root.id]))
+def in_prefect(finished_project: Path) -> dict[str, Any]:
+    """What Prefect's server said of this project's runs."""
+    found: dict[str, Any] = json.loads((finished_project.parent / "prefect.json").read_text())
+    return found
 
 
-def test_flow_and_task_runs_say_what_they_are(
-    finished: Workspace, prefect_client: Any, own_runs: FlowRunFilter
-) -> None:
-    flow_runs = {run.name for run in prefect_client.read_flow_runs(flow_run_filter=own_runs)}
-    task_runs = {run.name for run in prefect_client.read_task_runs(flow_run_filter=own_runs)}
+def test_flow_and_task_runs_say_what_they_are(finished: Workspace, in_prefect: dict[str, Any]) -> None:
+    flow_runs, task_runs = set(in_prefect["flow_runs"]), set(in_prefect["task_runs"])
 
     assert {"adapt-language aa", "adapt-task pos aa seed 1", f"evaluate-matrix {finished.ref.file}"} <= flow_runs
     assert {"validate text bb", "train language SFT bb", "train task pos cc seed 1", "score cell pos cc"} <= task_runs
 
 
-def test_progress_validation_and_matrix_are_prefect_artifacts(prefect_client: Any, own_runs: FlowRunFilter) -> None:
-    artifacts = {a.key: a for a in prefect_client.read_artifacts(flow_run_filter=own_runs)}
+def test_progress_validation_and_matrix_are_prefect_artifacts(in_prefect: dict[str, Any]) -> None:
+    artifacts = in_prefect["artifacts"]
 
-    assert artifacts["validation-tiny-language-aa"].type == "markdown"
-    assert "passed" in artifacts["validation-tiny-language-aa"].data
-    assert "composed" in artifacts["matrix-tiny"].data
-    assert artifacts["training-tiny-language-aa"].type == "progress"
-    assert artifacts["training-tiny-language-aa"].data == 100.0
+    assert artifacts["validation-tiny-language-aa"]["type"] == "markdown"
+    assert "passed" in artifacts["validation-tiny-language-aa"]["data"]
+    assert "composed" in artifacts["matrix-tiny"]["data"]
+    assert artifacts["training-tiny-language-aa"]["type"] == "progress"
+    assert artifacts["training-tiny-language-aa"]["data"] == 100.0
 
 
-def test_what_the_training_says_is_in_prefects_log(prefect_client: Any, own_runs: FlowRunFilter) -> None:
-    wanted = {"full phase", "selection of the support", "sparse phase"}
-    ids = [run.id for run in prefect_client.read_flow_runs(flow_run_filter=own_runs)]
-    own_logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=ids))
-
-    def logged() -> set[str]:
-        return {log.message for log in prefect_client.read_logs(own_logs, limit=200)}
-
-    for _ in range(20):  # log lines are sent from a thread of their own
-        if wanted <= logged():
-            break
-        time.sleep(0.5)
-    assert wanted <= logged()
+def test_what_the_training_says_is_in_prefects_log(in_prefect: dict[str, Any]) -> None:
+    assert {"full phase", "selection of the support", "sparse phase"} <= set(in_prefect["logs"])
 
 
 def test_a_second_run_makes_nothing_and_logs_nothing(
