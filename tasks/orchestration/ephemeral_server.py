@@ -90,8 +90,10 @@ def main(handed: int, parent: int) -> None:
     """
     import uvicorn
 
+    from ltsft.heap import collect_seldom
     from tasks.orchestration.stopping import end_with_parent
 
+    collect_seldom()
     end_with_parent(parent)
     config = uvicorn.Config("prefect.server.api.server:create_app", factory=True, log_level="error", lifespan="on")
     with socket.socket(fileno=handed) as opened:
