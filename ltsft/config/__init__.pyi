@@ -23,3 +23,4 @@ from ltsft.config.source import Source as Source
 from ltsft.config.source import Sources as Sources
 from ltsft.config.target_task import LabelledData as LabelledData
 from ltsft.config.target_task import TargetTask as TargetTask
+from ltsft.config.word_lists import WordLists as WordLists

@@ -81,6 +81,10 @@ class TextGate(Frozen):
     max_foreign_line_share: Share = Field(
         default=0.05, description="lines with most letters in another script are another language that was mixed in"
     )
+    max_other_language_share: Share = Field(
+        default=0.1,
+        description="a line whose words are on the list of another language is in that language, and mixed in",
+    )
     max_unknown_share: Share = Field(
         default=0.1,
         description="unknown sub-words carry nothing: the base cannot learn a script that its tokenizer lacks",

@@ -1,5 +1,7 @@
 from ltsft.data.conll import TaggedRow as TaggedRow
 from ltsft.data.conll import read_tagged as read_tagged
+from ltsft.data.identity import Identifier as Identifier
+from ltsft.data.identity import by_word_lists as by_word_lists
 from ltsft.data.labelled_measures import BAD_ROWS as BAD_ROWS
 from ltsft.data.labelled_measures import LABELLED_TITLES as LABELLED_TITLES
 from ltsft.data.labelled_measures import WORD_MEASURES as WORD_MEASURES

@@ -16,6 +16,7 @@ from fontTools import unicodedata as scripts  # type: ignore[import-untyped]
 
 from ltsft.config import ANY_SCRIPT, TextGate, script_members
 from ltsft.data.characters import UNSPACED, CharacterClasses
+from ltsft.data.identity import Identifier
 from ltsft.data.measures import EXAMPLES, Examples, Measures, share_of, text_hash
 from ltsft.data.mojibake import has_mojibake
 from ltsft.errors import ConfigError
@@ -41,6 +42,7 @@ TEXT_TITLES = {
     "long_line_share": "share of lines over {gate.long_line_characters} characters",
     "script_share": "share of letters in {script}",
     "foreign_line_share": "share of lines with most letters not in {script}",
+    "other_language_share": "share of lines in another listed language",
     "unknown_share": "share of unknown sub-words under the base's tokenizer",
     "subwords_per_word": "sub-words per word under the base's tokenizer",
     "test_overlap": "share of test sentences that stand in the text",
@@ -88,6 +90,8 @@ def measure_text(
     tokenizer: PreTrainedTokenizerBase,
     test_sentences: Iterable[str] = (),
     hash_limit: int = _HASHES,
+    identify: Identifier | None = None,
+    language: str = "",
 ) -> Measures:
     """Measure raw text in one pass.
 
@@ -108,6 +112,8 @@ def measure_text(
         tokenizer: the base's.
         test_sentences: sentences that must not be in the text, as text or as words joined by spaces.
         hash_limit: different lines to remember.
+        identify: names the language of lines; those that the tokenizer sees are asked about.
+        language: what `identify` calls the language of the text.
 
     Returns:
         The measures, with examples.
@@ -122,6 +128,7 @@ def measure_text(
             tally.add(Line(source, number, text))
     values = tally.values()
     values.update(_measure_tokens(tally.sample.lines, tokenizer, tally.examples))
+    values["other_language_share"] = _measure_languages(tally.sample.lines, identify, language, tally.examples)
     return Measures(values, tally.examples.shown())
 
 
@@ -279,6 +286,20 @@ class _TextTally:
             if 2 * below >= lines:
                 return length
         return None
+
+
+def _measure_languages(
+    lines: Sequence[Line], identify: Identifier | None, own: str, examples: Examples
+) -> float | None:
+    """Give the share of sampled lines in another language; the examples are of the one that has most."""
+    if identify is None:
+        return None
+    named = identify([line.text for line in lines])
+    others = [(line, name) for line, name in zip(lines, named, strict=True) if name is not None and name != own]
+    counts = Counter(name for _, name in others)
+    for line, name in sorted(others, key=lambda item: -counts[item[1]]):
+        examples.add("other_language_share", line.source, line.number, f"{name}: {line.text}")
+    return share_of(len(others), len(lines))
 
 
 def _measure_tokens(

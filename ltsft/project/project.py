@@ -31,6 +31,7 @@ from ltsft.config import (
     Source,
     Sources,
     TargetTask,
+    WordLists,
     is_name,
 )
 from ltsft.errors import ConfigError
@@ -131,6 +132,7 @@ class Project(Frozen):
     recipes: dict[str, Recipe]
     composition: CompositionSettings = CompositionSettings()
     gates: Gates = Gates()
+    word_lists: WordLists | None = Field(None, description="what tells which language a text is in")
     store: Store
 
     @model_validator(mode="after")
@@ -310,6 +312,12 @@ def _reference_problems(raw: Mapping[str, Any]) -> list[str]:
         for code in _as_mapping(_as_mapping(raw.get("composition")).get("by_language"))
         if code not in languages
     ]
+    for part in ("names", "sisters"):
+        problems += [
+            f"word_lists.{part}.{code}: not in languages; allowed are {', '.join(map(str, languages))}"
+            for code in _as_mapping(_as_mapping(raw.get("word_lists")).get(part))
+            if code not in languages
+        ]
     if _as_mapping(recipes.get("language")).get("disjoint"):
         problems.append("recipes.language.disjoint: must be false: a language SFT has no other SFT to keep out of")
     known = ["language", *map(str, targets)]

@@ -35,6 +35,7 @@ def validate_language(workspace: Workspace, language: Language, step: Step, run:
         tokenizer=workspace.base.tokenizer,
         test_sentences=_evaluation_sentences(workspace, language.code),
         report_folder=_report_folder(workspace, step),
+        word_lists=workspace.project.word_lists,
     )
     _keep(workspace, replace(result, subject=step.product.subject), step, run)
 

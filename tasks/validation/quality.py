@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ltsft.config import LabelledGate, Source, TargetTask, TextGate
+from ltsft.config import LabelledGate, Source, TargetTask, TextGate, WordLists
 from ltsft.data import (
     BAD_ROWS,
     LABELLED_TITLES,
@@ -28,6 +28,7 @@ from ltsft.data import (
     Measures,
     RowError,
     Sentence,
+    by_word_lists,
     measure_labelled,
     measure_text,
     open_lines,
@@ -86,6 +87,7 @@ class GateResult:
         measures: every value that was measured; for labelled data under ``split.measure``.
         report: the first page of the Data Docs.
         tolerated: bad rows that the thresholds let through, in the form of failures.
+        notes: what was not looked at.
     """
 
     subject: str
@@ -94,6 +96,7 @@ class GateResult:
     measures: dict[str, float]
     report: Path
     tolerated: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def message(self) -> str:
         """Say for people what failed, with example lines, or that all is well.
@@ -103,7 +106,7 @@ class GateResult:
         if self.success:
             passed = f"{self.subject}: the data passed the validation gate"
             if not self.tolerated:
-                return passed
+                return "\n".join([passed, *(f"  {note}" for note in self.notes)])
             return "\n".join(
                 [f"{passed}, which lets some bad rows through:", *(f"  {each}" for each in self.tolerated)]
             )
@@ -128,6 +131,7 @@ class GateResult:
                 f"allowed {failure.allowed} (`{failure.threshold}`): {_escape(failure.reason)}",
                 *(f"    - {_escape(example)}" for example in failure.examples),
             ]
+        lines += [f"- {_escape(note)}" for note in self.notes]
         lines += ["", "| measure | value |", "|---|---:|"]
         lines += [f"| `{name}` | {_number(value)} |" for name, value in self.measures.items()]
         return "\n".join(lines) + "\n"
@@ -167,6 +171,7 @@ def validate_text(
     tokenizer: PreTrainedTokenizerBase,
     test_sentences: Iterable[str],
     report_folder: Path,
+    word_lists: WordLists | None = None,
 ) -> GateResult:
     """Judge the raw text of a language.
 
@@ -177,6 +182,7 @@ def validate_text(
         test_sentences: what the text must not hold: the sentences of the language's test sets, as text or as words
             joined by spaces.
         report_folder: gets the Data Docs; an older report there is replaced.
+        word_lists: what tells which language a text is in.
 
     Returns:
         The result; a failed gate is a result, not an error.
@@ -185,14 +191,24 @@ def validate_text(
         SourceError: the text cannot be read at all (a missing file, a broken gzip).
         ConfigError: the script is not one that Unicode knows.
     """
+    own = word_lists.names.get(language.code, "") if word_lists is not None else ""
     measures = measure_text(
-        _numbered_lines(language.text), gate, script=language.script, tokenizer=tokenizer, test_sentences=test_sentences
+        _numbered_lines(language.text),
+        gate,
+        script=language.script,
+        tokenizer=tokenizer,
+        test_sentences=test_sentences,
+        identify=by_word_lists(word_lists.folder, own, word_lists.sisters.get(language.code, ()))
+        if word_lists is not None and own
+        else None,
+        language=own,
     )
     titles = {name: title.format(gate=gate, script=language.script) for name, title in TEXT_TITLES.items()}
     checks = _checks(gate, titles, prefix="gates.text")
     failures = _judge({language.code: measures}, checks, name=f"text-{language.code}", folder=report_folder)
     known = {name: value for name, value in measures.values.items() if value is not None}
-    return GateResult(language.code, not failures, failures, known, report_folder / "index.html")
+    notes = () if own else (f"which language it is was not looked at: word_lists.names.{language.code} names no list",)
+    return GateResult(language.code, not failures, failures, known, report_folder / "index.html", notes=notes)
 
 
 def validate_labelled(

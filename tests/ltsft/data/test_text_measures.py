@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ltsft.config.gates import TextGate
+from ltsft.data.identity import Identifier
 from ltsft.data.measures import Measures
 from ltsft.data.text_measures import TEXT_TITLES, Line, measure_text, overlap_key
 from ltsft.errors import ConfigError
@@ -39,6 +40,7 @@ def measure(
     script: str = "Latn",
     test_sentences: Iterable[str] = (),
     hash_limit: int = 500_000,
+    identify: Identifier | None = None,
 ) -> Measures:
     numbered = (Line("xx.txt", i, text) for i, text in enumerate(lines, start=1))
     return measure_text(
@@ -48,12 +50,15 @@ def measure(
         tokenizer=tokenizer,
         test_sentences=test_sentences,
         hash_limit=hash_limit,
+        identify=identify,
+        language="own",
     )
 
 
 def test_every_threshold_has_a_measure_with_a_title_and_a_reason(tokenizer: PreTrainedTokenizerFast) -> None:
     bounds = {name[4:] for name in TextGate.model_fields if name[:4] in ("min_", "max_")}
-    values = measure(good_lines(), tokenizer, test_sentences=["a test sentence that is long enough"]).values
+    test = ["a test sentence that is long enough"]
+    values = measure(good_lines(), tokenizer, test_sentences=test, identify=lambda lines: ["own"] * len(lines)).values
     assert bounds == set(TEXT_TITLES)
     assert bounds <= {name for name, value in values.items() if value is not None}
     assert all(info.description for info in TextGate.model_fields.values())

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ltsft.config.gates import LabelledGate, TextGate
 from ltsft.config.source import Source
 from ltsft.config.target_task import TargetTask
+from ltsft.config.word_lists import WordLists
 from ltsft.data.conll import TaggedRow
 from ltsft.data.sources import RowError
 from ltsft.errors import ServiceError, SourceError, ValidationError
@@ -355,3 +356,33 @@ def test_real_text_and_treebanks_pass_with_the_default_thresholds(shared: Path, 
             pos(labels=UPOS), splits, gate=LabelledGate(), report_folder=tmp_path / f"{code}-pos"
         )
         assert result.success, result.message()
+
+
+def test_a_text_in_another_language_of_the_same_script_is_stopped_by_its_name(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    lines = good_lines()
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "own_Latn.txt").write_text("\n".join(WORDS[:30]), encoding="utf-8")
+    (tmp_path / "lists" / "near_Latn.txt").write_text("\n".join(WORDS[30:]), encoding="utf-8")
+    (tmp_path / "fo.txt").write_bytes(encode(lines))
+    results = [
+        validate_text(
+            faroese(tmp_path / "fo.txt"),
+            gate=TextGate(),
+            tokenizer=tokenizer,
+            test_sentences=(),
+            report_folder=tmp_path / "report",
+            word_lists=lists,
+        )
+        for lists in (
+            WordLists(folder=str(tmp_path / "lists"), names={"fo": "own_Latn"}),
+            WordLists(folder=str(tmp_path / "lists"), names={"fo": "own_Latn"}, sisters={"fo": ("near_Latn",)}),
+            None,
+        )
+    ]
+    assert [result.success for result in results] == [False, True, True]
+    assert "share of lines in another listed language is 0." in results[0].message()
+    assert "«near_Latn: " in results[0].message()
+    assert "not looked at" not in results[1].message()
+    assert "which language it is was not looked at: word_lists.names.fo names no list" in results[2].message()
