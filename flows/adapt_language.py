@@ -10,12 +10,14 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from ltsft.project import ProjectRef, language_subject
+from tasks.orchestration import ends_in_words
 from tasks.training import store_sft, train_language_sft
 from tasks.validation import validate_language
 from tasks.workspace import open_workspace
 
 
 @flow(name="adapt-language", flow_run_name="adapt-language {language}", validate_parameters=True)
+@ends_in_words
 def adapt_language(project: ProjectRef, language: str) -> str:
     """Learn the SFT of a language, unless it is up to date; give the id of its MLflow run."""
     workspace = open_workspace(project)

@@ -10,12 +10,14 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from ltsft.project import ProjectRef, task_subject
+from tasks.orchestration import ends_in_words
 from tasks.training import store_sft, train_task_sft
 from tasks.validation import validate_target_task
 from tasks.workspace import open_workspace
 
 
 @flow(name="adapt-task", flow_run_name="adapt-task {target_task} {language} seed {seed}", validate_parameters=True)
+@ends_in_words
 def adapt_task(project: ProjectRef, target_task: str, language: str, seed: int) -> str:
     """Learn a task SFT from the labelled data of a language, unless it is up to date; give the id of its MLflow run."""
     workspace = open_workspace(project)

@@ -20,12 +20,13 @@ from ltsft.experiments import compare_methods as compare
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
 from tasks.evaluation import Reported, cell_steps, chosen_tasks, log_experiment, method_variant, read_cells
-from tasks.orchestration import show
+from tasks.orchestration import Shortfall, Shortfalls, ends_in_words, reasons, show
 from tasks.tracking import Child
 from tasks.workspace import open_workspace
 
 
 @flow(name="compare-methods", flow_run_name="compare-methods {project.file}", validate_parameters=True)
+@ends_in_words
 def compare_methods(
     project: ProjectRef,
     methods: list[str],
@@ -48,7 +49,7 @@ def compare_methods(
         Completed with the tables, or Failed with them and what could not be made.
     """
     told: list[str] = []
-    failures: dict[str, str] = {}
+    failures: dict[str, Shortfall] = {}
     for target in chosen_tasks(project.load(), target_task):
         comparison, missing = _compare(project, target.name, methods, reference, seeds, languages)
         told.append(comparison.text())
@@ -63,7 +64,7 @@ def _compare(
     reference: str,
     seeds: Sequence[int] | None,
     languages: Sequence[str] | None,
-) -> tuple[Comparison, dict[str, str]]:
+) -> tuple[Comparison, Shortfalls]:
     names = list(dict.fromkeys([reference, *methods]))
     variants = {
         name: method_variant(project, target_task, name, seeds=seeds, is_reference=name == reference) for name in names
@@ -71,7 +72,7 @@ def _compare(
     asked = open_workspace(project)
     target = asked.project.target_tasks[target_task]
     wanted = languages or [code for code in target.test if code not in target.sources]
-    failures: dict[str, str] = {}
+    failures: dict[str, Shortfall] = {}
     scored: list[MethodScores] = []
     keys: dict[str, str] = {}
     for number, (method, ref) in enumerate(variants.items(), 1):
@@ -80,7 +81,7 @@ def _compare(
         workspace = open_workspace(ref)
         cells = cell_steps(workspace, workspace.project.target_tasks[target_task], wanted)
         missing = make_cells(ref, cells)
-        failures |= {f"{method}: {subject}": reason for subject, reason in missing.items()}
+        failures |= {f"{method}: {subject}": why for subject, why in missing.items()}
         for code, (record, cell) in read_cells(workspace, cells).items():
             scores = {seed: cell.metrics[f"score.seed.{seed}"] for seed in cell.outcomes}
             scored.append(MethodScores(method, code, scores, cell.outcomes, cell.metrics.get("score_supervised")))
@@ -94,11 +95,11 @@ def _compare(
         names={code: language.name for code, language in asked.project.languages.items()},
         confidence=gate.confidence,
         resamples=gate.resamples,
-        gaps=failures,
+        gaps=reasons(failures),
         artificial=asked.project.artificial,
     )
     show(f"comparison {target_task}")
-    log_experiment(asked, _reported(comparison, keys, failures))
+    log_experiment(asked, _reported(comparison, keys, reasons(failures)))
     return comparison, failures
 
 

@@ -9,45 +9,73 @@ page. Locally: ``ltsft run PROJECT``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
 from ltsft.errors import LtsftError
 from ltsft.project import ProjectRef, Step
 from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, matrix_key, matrix_parts, score_cell
-from tasks.orchestration import show
+from tasks.orchestration import (
+    Shortfall,
+    Why,
+    completed,
+    ends_in_words,
+    failed,
+    in_rounds,
+    listed,
+    reasons,
+    show,
+    worst,
+)
 from tasks.validation import validate_test
 from tasks.workspace import Workspace, open_workspace
 
 
 @flow(name="evaluate-matrix", flow_run_name="evaluate-matrix {project.file}", validate_parameters=True)
+@ends_in_words
 def evaluate_matrix(
     project: ProjectRef, failures: Mapping[str, str] | None = None, only: list[str] | None = None
-) -> None:
+) -> State[Any]:
     """Score what is not up to date and report the whole matrix.
 
     Args:
         project: the project.
         failures: by subject of an SFT, why it could not be made; shown in the gaps of the matrix.
         only: subjects of the cells to score, of which no matrix is reported; all of them, and the matrix, when None.
+
+    Returns:
+        Completed, as *Refused* where data did not pass; such a cell is a gap of the matrix. Failed where a service kept
+        cells from being scored; the matrix is reported without them.
     """
     workspace = open_workspace(project)
-    reasons = dict(failures or {})
-    for step in workspace.plan.of_kind("cell"):
-        if only is not None and step.product.subject not in only:
-            continue
+    cells = {step.product.subject: step for step in workspace.plan.of_kind("cell")}
+    wanted = [s for s in cells if only is None or s in only]
+
+    def score(subject: str) -> Shortfall | None:
+        step = cells[subject]
         if step.is_up_to_date or any(workspace.run_of(need) is None for need in step.product.needs):
-            continue
-        show(step.product.subject)
+            return None
+        show(subject)
         try:
             _score(workspace, step)
         except LtsftError as error:
-            get_run_logger().error("%s has no score: %s", step.product.subject, error)
-            reasons[step.product.subject] = str(error)
+            get_run_logger().error("%s has no score: %s", subject, error)
+            return Shortfall.of(error)
+        return None
+
+    missing = in_rounds(wanted, score)
     if only is None:
         show("matrix")
-        _report(workspace, assemble_matrix(workspace, reasons))
+        _report(workspace, assemble_matrix(workspace, {**(failures or {}), **reasons(missing)}))
+    told = f"{len(missing)} of {len(wanted)} cells"
+    if worst(missing.values()) is not Why.REFUSED:
+        return failed(f"{told} could not be scored:\n{listed(missing)}", missing.values())
+    if missing:
+        return completed(f"{told} were refused:\n{listed(missing)}", has_refusals=True)
+    return completed("no cell is left to score")
 
 
 def _score(workspace: Workspace, step: Step) -> None:

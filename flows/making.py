@@ -14,20 +14,31 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
 
 from flows.adapt_language import adapt_language
 from flows.adapt_task import adapt_task
 from flows.evaluate_matrix import evaluate_matrix
-from ltsft.errors import LtsftError
 from ltsft.project import Plan, ProjectRef, Step
 from tasks.evaluation import gaps, read_matrix
-from tasks.orchestration import Launch, deployment_name, launch_all, show
+from tasks.orchestration import (
+    Launch,
+    Shortfall,
+    Shortfalls,
+    Why,
+    completed,
+    deployment_name,
+    failed,
+    in_rounds,
+    launch_all,
+    listed,
+    not_tried,
+    reasons,
+    shortfall_of,
+    show,
+    worst,
+)
 from tasks.settings import read_settings
 from tasks.workspace import open_workspace
-
-Failures = dict[str, str]
-"""By subject of a product, why it could not be made."""
 
 
 class Making(ABC):
@@ -54,10 +65,10 @@ class Making(ABC):
         return self.workspace.plan
 
     @abstractmethod
-    def train(self, steps: Sequence[Step]) -> Failures:
+    def train(self, steps: Sequence[Step]) -> dict[str, Shortfall]:
         """Make the SFTs of these steps, each after those that it needs; give what could not be made."""
 
-    def evaluate(self, failures: Mapping[str, str], *, only: Sequence[str] | None = None) -> Failures:
+    def evaluate(self, failures: Shortfalls, *, only: Sequence[str] | None = None) -> dict[str, Shortfall]:
         """Score what is not up to date and report the matrix.
 
         Args:
@@ -67,22 +78,26 @@ class Making(ABC):
         Returns:
             All that could not be made, the SFTs included; cells that this flow did not plan are left out.
         """
-        if why := self._score(failures, None if only is None else list(only)):
-            return {**failures, "matrix": why}
+        shortfall = self._score(reasons(failures), None if only is None else list(only))
+        if shortfall is not None:
+            return {**failures, "matrix": shortfall}
         return self._outstanding(failures)
 
     @abstractmethod
-    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> str:
+    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> Shortfall | None:
         """Run `evaluate_matrix`; give why it failed, nothing if it did not."""
 
-    def _outstanding(self, failures: Mapping[str, str]) -> Failures:
+    def _outstanding(self, failures: Shortfalls) -> dict[str, Shortfall]:
         """Give what of the plan could not be made, for the same inputs; say what is left to the next run."""
         now = open_workspace(self.project)
-        found = {**failures, **gaps(read_matrix(now, failures))}
+        found = dict(failures)
+        for subject, reason in gaps(read_matrix(now, reasons(failures))).items():
+            broken = [failures[need] for need in now.plan.with_needs([subject]) if need in failures]
+            found[subject] = Shortfall(reason, worst(broken))  # what has no other cause is a verdict on the cell
         keys = {step.product.subject: step.product.key for step in now.plan.steps}
         planned = {step.product.subject: step.product.key for step in self.plan.steps}
         self.left = tuple(subject for subject in found if planned.get(subject) != keys.get(subject))
-        return {subject: reason for subject, reason in found.items() if subject not in self.left}
+        return {subject: shortfall for subject, shortfall in found.items() if subject not in self.left}
 
 
 def making(project: ProjectRef) -> Making:
@@ -93,25 +108,28 @@ def making(project: ProjectRef) -> Making:
 class _Here(Making):
     """One after the other, each as a flow run of its own in this process."""
 
-    def train(self, steps: Sequence[Step]) -> Failures:
-        failures: Failures = {}
-        for step in steps:
-            subject = step.product.subject
-            broken = [need for need in step.product.needs if need in failures]
+    def train(self, steps: Sequence[Step]) -> dict[str, Shortfall]:
+        by_subject = {step.product.subject: step for step in steps}
+        failures: dict[str, Shortfall] = {}
+
+        def make(subject: str) -> Shortfall | None:
+            failures.pop(subject, None)
+            step = by_subject[subject]
+            broken = {need: failures[need] for need in step.product.needs if need in failures}
             if broken:
-                failures[subject] = f"not tried, because {', '.join(broken)} could not be made"
-                get_run_logger().warning("%s: %s", subject, failures[subject])
-                continue
+                failures[subject] = not_tried(broken)
+                get_run_logger().warning("%s: %s", subject, failures[subject].reason)
+                return failures[subject]
             get_run_logger().info("%s: %s", subject, "; ".join(step.reasons))
             show(subject)
-            state = self._start(step)
-            if not state.is_completed():
-                failures[subject] = _why(state)
-        return failures
+            if (shortfall := shortfall_of(self._start(step))) is not None:
+                failures[subject] = shortfall
+            return shortfall
 
-    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> str:
-        state: State[Any] = evaluate_matrix(self.project, failures, only, return_state=True)
-        return "" if state.is_completed() else _why(state)
+        return in_rounds(by_subject, make)
+
+    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> Shortfall | None:
+        return shortfall_of(evaluate_matrix(self.project, failures, only, return_state=True))
 
     def _start(self, step: Step) -> State[Any]:
         product = step.product
@@ -124,11 +142,11 @@ class _Here(Making):
 class _AsDeployments(Making):
     """All that can be made at the same time at once; the pools say how many run."""
 
-    def train(self, steps: Sequence[Step]) -> Failures:
+    def train(self, steps: Sequence[Step]) -> dict[str, Shortfall]:
         made = {step.product.subject for step in steps}
         return self._launch([self._launch_of(step, made) for step in steps])
 
-    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> str:
+    def _score(self, failures: Mapping[str, str], only: list[str] | None) -> Shortfall | None:
         parameters: dict[str, Any] = {"project": self.project.model_dump(mode="json"), "failures": dict(failures)}
         key = f"matrix-of-{flow_run.get_id()}"
         if only is not None:
@@ -136,9 +154,9 @@ class _AsDeployments(Making):
             told = json.dumps(parameters, sort_keys=True).encode()
             key += f"-{hashlib.sha256(told).hexdigest()[:16]}"  # an experiment has many such runs
         name = deployment_name("evaluate-matrix", self.workspace.project.name)
-        return self._launch([Launch(name, "matrix", key, parameters)]).get("matrix", "")
+        return self._launch([Launch(name, "matrix", key, parameters)]).get("matrix")
 
-    def _launch(self, launches: Sequence[Launch]) -> Failures:
+    def _launch(self, launches: Sequence[Launch]) -> dict[str, Shortfall]:
         settings = read_settings()
         return launch_all(launches, crashes=settings.crashes, poll_seconds=settings.poll_seconds)
 
@@ -156,7 +174,7 @@ class _AsDeployments(Making):
         return Launch(name, product.subject, key, parameters, needs, variables)
 
 
-def make_cells(project: ProjectRef, cells: Iterable[Step]) -> Failures:
+def make_cells(project: ProjectRef, cells: Iterable[Step]) -> dict[str, Shortfall]:
     """Make some cells of a project and everything that they are made from; give what could not be made, and why.
 
     Args:
@@ -171,17 +189,13 @@ def make_cells(project: ProjectRef, cells: Iterable[Step]) -> Failures:
     unscored = [step.product.subject for step in stale if step.product.kind == "cell"]
     if unscored:
         missing = make.evaluate(failures, only=unscored)
-        failures = {subject: reason for subject, reason in missing.items() if subject in (*needed, "matrix")}
+        failures = {subject: why for subject, why in missing.items() if subject in (*needed, "matrix")}
     if "matrix" in failures:
         return failures
     made = {record.key for record in make.workspace.tracker.records(kind="cell")}
     lost = [subject for subject, key in planned.items() if key not in made and subject not in failures]
-    return failures | dict.fromkeys(lost, "its data or recipe changed while this ran; start it again")
-
-
-def listed(failures: Mapping[str, str]) -> str:
-    """Give a line for each product that could not be made."""
-    return "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in failures.items())
+    changed = Shortfall("its data or recipe changed while this ran; start it again", Why.REFUSED)
+    return failures | dict.fromkeys(lost, changed)
 
 
 def told_left(subjects: Iterable[str]) -> str:
@@ -190,15 +204,9 @@ def told_left(subjects: Iterable[str]) -> str:
     return f"; arrived or changed meanwhile and left to the next run: {told}" if told else ""
 
 
-def experiment_state(tables: Sequence[str], failures: Mapping[str, str]) -> State[Any]:
+def experiment_state(tables: Sequence[str], failures: Shortfalls) -> State[Any]:
     """Give the state that an experiment ends in: its tables, and what is missing in them."""
     told = "\n".join(tables)
     if failures:
-        return Failed(message=f"{told}\n{len(failures)} could not be made:\n{listed(failures)}")
-    return Completed(message=told)
-
-
-def _why(state: State[Any]) -> str:
-    """Say why a flow run failed: in our own words if they are ours, else in Prefect's."""
-    error = state.result(raise_on_failure=False)
-    return str(error) if isinstance(error, LtsftError) else state.message or "failed without a message"
+        return failed(f"{told}\n{len(failures)} could not be made:\n{listed(failures)}", failures.values())
+    return completed(told)

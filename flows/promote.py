@@ -7,18 +7,21 @@ turns; one that was killed is ended by the next. Locally: ``ltsft promote``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
 
-from ltsft.errors import LtsftError, ReleaseError
+from ltsft.errors import LtsftError, ReleaseError, ServiceError
 from ltsft.project import ProjectRef
 from ltsft.release import Composition, Measured, Slot, has_passed
+from tasks.orchestration import Shortfall, Why, completed, ends_in_words, failed, in_rounds
 from tasks.releases import (
     CANDIDACY,
+    PASSED,
     VERDICT,
     Candidate,
     ChampionMovedError,
@@ -41,7 +44,38 @@ TRIES = 5
 """Times that a promotion starts over because another release was made while it was measured."""
 
 
+@dataclass(frozen=True)
+class Promotions:
+    """What became of the compositions that a promotion was about, by (language, target task), in words.
+
+    Attributes:
+        live: those that are live now, or were already.
+        refused: those that a gate or another verdict keeps out; what was live stays live.
+        failed: those of which a service stayed away: nothing was decided.
+    """
+
+    live: Mapping[Slot, str]
+    refused: Mapping[Slot, str]
+    failed: Mapping[Slot, str]
+
+    @property
+    def told(self) -> str:
+        """A line for each, for people."""
+        every = {**self.live, **self.refused, **self.failed}
+        lines = "\n".join(f"- {slot}: {message}" for slot, message in every.items())
+        return f"{len(self.live)} of {len(every)} are live as scored:\n{lines}"
+
+
+class UnreleasedError(ServiceError):
+    """A service stayed away from some promotions; says what became of all."""
+
+    def __init__(self, promotions: Promotions) -> None:
+        super().__init__(promotions.told)
+        self.promotions = promotions
+
+
 @flow(name="promote", flow_run_name="promote {project.file}", validate_parameters=True)
+@ends_in_words
 def promote(
     project: ProjectRef,
     language: str | None = None,
@@ -61,22 +95,47 @@ def promote(
         again: also what was rolled back.
 
     Returns:
-        Completed with a line for each release, or Failed with what was refused and why.
+        Completed with a line for each release and `Promotions` as its result, as *Refused* where a gate said no. Failed
+        where a service stayed away.
+    """
+    workspace = open_workspace(project)
+
+    def release(slot: Slot) -> str:
+        return promote_slot(workspace, slot, reason=reason, who=who, again=again)
+
+    done = in_turn(wanted_slots(workspace, language=language, target_task=target_task), release)
+    if done.failed:
+        error = UnreleasedError(done)
+        return failed(done.told, [Shortfall.of(error)], error)
+    return completed(done.told, has_refusals=bool(done.refused), data=done)
+
+
+def in_turn(slots: Iterable[Slot], act: Callable[[Slot], str]) -> Promotions:
+    """Do something with each (language, target task), again where a service stayed away; say what became of each.
+
+    Args:
+        slots: in their order.
+        act: says what was done; a verdict that it raises is the end of this one alone.
     """
     logger = get_run_logger()
-    workspace = open_workspace(project)
-    told: dict[Slot, str] = {}
-    refused: dict[Slot, str] = {}
-    for slot in wanted_slots(workspace, language=language, target_task=target_task):
+    live: dict[Slot, str] = {}
+
+    def tried(slot: Slot) -> Shortfall | None:
         try:
-            told[slot] = promote_slot(workspace, slot, reason=reason, who=who, again=again)
-            logger.info("%s: %s", slot, told[slot])
+            live[slot] = act(slot)
         except LtsftError as error:
-            refused[slot] = str(error).removeprefix(f"{slot}: ")
-            logger.error("%s: %s", slot, refused[slot])
-    lines = [f"- {slot}: {message}" for slot, message in {**told, **refused}.items()]
-    summary = f"{len(told)} of {len(lines)} are live as scored:\n" + "\n".join(lines)
-    return Failed(message=summary) if refused else Completed(message=summary)
+            found = Shortfall.of(error)
+            logger.error("%s: %s: %s", slot, found.why.lower(), error)
+            return found
+        logger.info("%s: %s", slot, live[slot])
+        return None
+
+    missing = in_rounds(slots, tried)
+
+    def of(why: Why) -> dict[Slot, str]:
+        return {s: each.reason.removeprefix(f"{s}: ") for s, each in missing.items() if each.why is why}
+
+    return Promotions(live, of(Why.REFUSED), of(Why.UNAVAILABLE))
 
 
 def promote_slot(workspace: Workspace, slot: Slot, *, reason: str, who: str, again: bool) -> str:
@@ -110,9 +169,9 @@ def promote_slot(workspace: Workspace, slot: Slot, *, reason: str, who: str, aga
 
 def _try(workspace: Workspace, composition: Composition, over: int | None, *, reason: str, who: str) -> str:
     with open_promotion(workspace, composition, over=over, reason=reason, who=who) as run:
-        candidate, measured, failed = _judge(workspace, composition, run, over=over)
-        if failed:
-            raise ReleaseError(f"{composition.slot}: version {candidate.version.number} was refused by {failed}")
+        candidate, measured, stopping = _judge(workspace, composition, run, over=over)
+        if stopping:
+            raise ReleaseError(f"{composition.slot}: version {candidate.version.number} was refused by {stopping}")
         move_champion(workspace, candidate, run, over=over)
     was = "nothing was" if over is None else f"version {over} was"
     return f"version {candidate.version.number} is live ({was} before), score {measured.score:.4f}"
@@ -124,7 +183,7 @@ def offer_slot(workspace: Workspace, slot: Slot) -> str:
     Its version gets the alias ``candidate`` and the verdict of the gates; what is live stays live.
 
     Raises:
-        ReleaseError: it cannot be released at all.
+        ReleaseError: its gates would refuse it, or it cannot be released at all.
     """
     with promotion_lock(workspace, slot):
         composition = compose_recipe(workspace, slot)
@@ -135,11 +194,16 @@ def offer_slot(workspace: Workspace, slot: Slot) -> str:
         if known is not None and registry.is_rolled_back(known):
             return f"version {known.number} is this composition, and was rolled back"
         if known is not None and known.number == registry.candidate(slot) and VERDICT in known.tags:
-            return f"version {known.number} is a candidate already"
+            said = f"version {known.number} is a candidate already"
+            if known.tags[VERDICT] == PASSED:
+                return said
+            raise ReleaseError(f"{slot}: {said}, and would be refused: its page says why")
         with open_promotion(workspace, composition, over=over, reason="", who="", kind=CANDIDACY) as run:
-            candidate, measured, failed = _judge(workspace, composition, run, over=over)
-        verdict = f"would be refused by {failed}" if failed else "passes its gates"
-        return f"version {candidate.version.number} is a candidate, score {measured.score:.4f}, and {verdict}"
+            candidate, measured, stopping = _judge(workspace, composition, run, over=over)
+        said = f"version {candidate.version.number} is a candidate, score {measured.score:.4f}, and"
+        if stopping:
+            raise ReleaseError(f"{slot}: {said} would be refused by {stopping}")
+        return f"{said} passes its gates"
 
 
 def _judge(

@@ -15,12 +15,13 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from ltsft.project import ProjectRef
-from tasks.orchestration import apply, decide, find_silent, has_cluster, read_jobs, read_runs
+from tasks.orchestration import apply, decide, ends_in_words, find_silent, has_cluster, read_jobs, read_runs
 from tasks.settings import read_settings
 from tasks.workspace import open_workspace
 
 
 @flow(name="reconcile", flow_run_name="reconcile {project.file}", validate_parameters=True)
+@ends_in_words
 def reconcile(
     project: ProjectRef,
     namespace: str = "ltsft",

@@ -13,14 +13,15 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
-from prefect.states import Completed, Failed
 
-from flows.making import listed, making, told_left
+from flows.making import making, told_left
 from flows.promote import promote
 from ltsft.project import ProjectRef
+from tasks.orchestration import Why, completed, ends_in_words, failed, is_refused, listed, shortfall_of
 
 
 @flow(name="retrain", flow_run_name="retrain {project.file}", validate_parameters=True)
+@ends_in_words
 def retrain(project: ProjectRef, release: bool = False) -> State[Any]:
     """Bring a project up to date.
 
@@ -30,22 +31,27 @@ def retrain(project: ProjectRef, release: bool = False) -> State[Any]:
             outcome of a gate and no failure: it is told, and the champion stays.
 
     Returns:
-        Completed, or Failed with what failed and why.
+        Completed, as *Refused* where a gate kept something from being released; or Failed with what could not be made
+        and why, named after what kept it: a verdict, a service, a bug.
     """
     make = making(project)
     plan = make.plan
     get_run_logger().info("%d of %d products are to be made", len(plan.stale), len(plan.steps))
     sfts = [step for step in (*plan.of_kind("language"), *plan.of_kind("task")) if not step.is_up_to_date]
     failures = make.evaluate(make.train(sfts))
-    released = ""
+    shortfalls = list(failures.values())
+    released, has_refusals = "", False
     if release:
-        outcome = promote(project, reason="retrain", return_state=True)
-        released = f"\nReleases: {outcome.message}"
+        outcome: State[Any] = promote(project, reason="retrain", return_state=True)
+        released, has_refusals = f"\nReleases: {outcome.message}", is_refused(outcome)
         get_run_logger().info("releases: %s", outcome.message)
-    if failures:
-        return Failed(
-            message=f"{len(failures)} of {len(plan.steps)} products could not be made:\n{listed(failures)}{released}"
-        )
+        if (shortfall := shortfall_of(outcome)) is not None and shortfall.why is not Why.REFUSED:
+            shortfalls.append(shortfall)
     made = [step for step in plan.steps if step.product.subject not in make.left]
     told = "all" if len(made) == len(plan.steps) else f"{len(made)} of"
-    return Completed(message=f"{told} {len(plan.steps)} products are up to date{told_left(make.left)}{released}")
+    told = f"{told} {len(plan.steps)} products are up to date{told_left(make.left)}"
+    if failures:
+        told = f"{len(failures)} of {len(plan.steps)} products could not be made:\n{listed(failures)}"
+    if shortfalls:
+        return failed(f"{told}{released}", shortfalls)
+    return completed(f"{told}{released}", has_refusals=has_refusals)

@@ -14,11 +14,13 @@ from prefect.states import Completed
 
 from ltsft.project import ProjectRef
 from ltsft.release import Slot
+from tasks.orchestration import ends_in_words
 from tasks.releases import roll_back
 from tasks.workspace import open_workspace
 
 
 @flow(name="rollback", flow_run_name="rollback {target_task} {language}", validate_parameters=True)
+@ends_in_words
 def rollback(
     project: ProjectRef, language: str, target_task: str, to: str | None = None, reason: str = "", who: str = ""
 ) -> State[Any]:

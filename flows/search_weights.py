@@ -15,10 +15,12 @@ from prefect.states import Completed
 from ltsft.experiments import grid_of
 from ltsft.project import ProjectRef
 from tasks.evaluation import chosen_tasks, search
+from tasks.orchestration import ends_in_words
 from tasks.workspace import open_workspace
 
 
 @flow(name="search-weights", flow_run_name="search-weights {project.file}", validate_parameters=True)
+@ends_in_words
 def search_weights(
     project: ProjectRef,
     language_weights: list[float],

@@ -28,12 +28,13 @@ from tasks.evaluation import (
     measure_fit,
     read_cells,
 )
-from tasks.orchestration import show
+from tasks.orchestration import Shortfall, Shortfalls, ends_in_words, reasons, show
 from tasks.tracking import Child
 from tasks.workspace import open_workspace
 
 
 @flow(name="sweep-density", flow_run_name="sweep-density {project.file}", validate_parameters=True)
+@ends_in_words
 def sweep_density(
     project: ProjectRef,
     language_densities: list[float],
@@ -54,7 +55,7 @@ def sweep_density(
         Completed with the tables, or Failed with them and what could not be made.
     """
     told: list[str] = []
-    failures: dict[str, str] = {}
+    failures: dict[str, Shortfall] = {}
     for target in chosen_tasks(project.load(), target_task):
         sweep, missing = _sweep(project, target.name, language_densities, task_densities, languages)
         told.append(sweep.text())
@@ -68,12 +69,12 @@ def _sweep(
     language_densities: Sequence[float],
     task_densities: Sequence[float],
     languages: Sequence[str] | None,
-) -> tuple[DensitySweep, dict[str, str]]:
+) -> tuple[DensitySweep, Shortfalls]:
     variants = density_variants(project, target_task, language=language_densities, task=task_densities)
     asked = open_workspace(project)
     target = asked.project.target_tasks[target_task]
     wanted = languages or list(target.test)
-    failures: dict[str, str] = {}
+    failures: dict[str, Shortfall] = {}
     cells: dict[tuple[float, float], dict[str, ScoredCell]] = {}
     fits: dict[tuple[float, float], tuple[float, float]] = {}
     keys: dict[str, str] = {}
@@ -85,7 +86,7 @@ def _sweep(
         varied = workspace.project.target_tasks[target_task]
         steps = cell_steps(workspace, varied, wanted)
         missing = make_cells(ref, steps)
-        failures |= {f"{name}: {subject}": reason for subject, reason in missing.items()}
+        failures |= {f"{name}: {subject}": why for subject, why in missing.items()}
         found = read_cells(workspace, steps)
         cells[pair] = {code: cell for code, (_, cell) in found.items()}
         keys |= {f"{name} {code}": record.key for code, (record, _) in found.items()}
@@ -93,7 +94,7 @@ def _sweep(
             try:
                 fits[pair] = measure_fit(workspace, varied)
             except LtsftError as error:
-                failures[f"fit {target_task} {name}"] = str(error)
+                failures[f"fit {target_task} {name}"] = Shortfall.of(error)
     sweep = sweep_points(
         cells,
         fits,
@@ -101,11 +102,11 @@ def _sweep(
         metric=OBJECTIVES[target.objective].metric,
         languages=[code for code in wanted if code not in target.sources],
         source=target.source_language,
-        gaps=failures,
+        gaps=reasons(failures),
         artificial=asked.project.artificial,
     )
     show(f"density sweep {target_task}")
-    log_experiment(asked, _reported(sweep, keys, fits, failures))
+    log_experiment(asked, _reported(sweep, keys, fits, reasons(failures)))
     return sweep, failures
 
 

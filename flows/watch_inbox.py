@@ -13,11 +13,13 @@ from prefect.logging import get_run_logger
 from ltsft.errors import ConfigError
 from ltsft.project import ProjectRef
 from tasks.arrivals import announce, mark_announced, notice
+from tasks.orchestration import ends_in_words
 from tasks.settings import read_settings
 from tasks.workspace import open_workspace
 
 
 @flow(name="watch-inbox", flow_run_name="watch-inbox {project.file}", validate_parameters=True)
+@ends_in_words
 def watch_inbox(project: ProjectRef, quiet_seconds: pydantic.NonNegativeFloat | None = None) -> list[str]:
     """Look into the inbox once.
 

@@ -12,7 +12,10 @@
     ├── InterruptedTraining a training was asked to stop; it saved a checkpoint and can go on from there
     └── ServiceError        a service (MLflow, S3, Prefect, the cluster) refused or could not be reached
         ├── ConflictError   somebody else wrote first
-        └── StoredFileError S3 was reached, but what it holds is missing or damaged
+        └── StoredFileError a service was reached, but what it should hold is missing or damaged
+
+A *verdict* is final: the data, the score or the gate said no, and would say so again. A `ServiceError` and an
+`InterruptedTraining` are none: the same work may well be done another time.
 
 A message says what is wrong, the value, what is allowed and how to mend it.
 """
@@ -69,4 +72,9 @@ class ConflictError(ServiceError):
 
 
 class StoredFileError(ServiceError):
-    """S3 was reached, but what should be there is missing or damaged."""
+    """A service (S3, the registry) was reached, but what should be there is missing or damaged."""
+
+
+def is_verdict(error: BaseException) -> bool:
+    """Say whether an error is a verdict: trying again would end in the same way."""
+    return isinstance(error, LtsftError) and not isinstance(error, ServiceError | InterruptedTraining)

@@ -28,14 +28,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def told_errors() -> Iterator[None]:
+def told_errors(*, is_stopped_at_end: bool = True) -> Iterator[None]:
     """Show our own errors, and that a person stopped it, as a message and not as a traceback.
+
+    Args:
+        is_stopped_at_end: whether a Ctrl-C of which nothing came, because a library caught it, is told at the end.
 
     Raises:
         Exit: with 2 after an error, with 130 after Ctrl-C, as shells have it.
     """
+    from tasks.orchestration import remembering_orders, stop_if_asked
+
     try:
-        yield
+        with remembering_orders():
+            yield
+            if is_stopped_at_end:
+                stop_if_asked()
     except LtsftError as error:
         fail(str(error))
     except KeyboardInterrupt as stop:

@@ -43,10 +43,10 @@ def print_end(end: FlowEnd) -> None:
     """Print what a flow ended with.
 
     Raises:
-        Exit: it failed, which is shown: with 2 after an error of ours, with 1 if something is missing.
+        Exit: it failed, which is shown: with 2 after an error of ours, with 1 if something is missing or refused.
     """
     if end.error:
         fail(end.error)
-    if not end.is_completed:
+    if end.is_refused or not end.is_completed:
         fail_run(end.message)
     print(end.message)

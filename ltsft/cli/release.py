@@ -180,7 +180,7 @@ def serve(
     """Answer requests with every released composition, over one resident base."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server starts from its bundle instead of waiting
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    with told_errors():
+    with told_errors(is_stopped_at_end=False):  # the server is told to stop by a signal, and does
         from tasks.releases import run_service
 
         run_service(project_ref(project, data_root, base, overrides), host=host, port=port, bundle=bundle)

@@ -11,9 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from ltsft.base import Base
@@ -28,7 +26,7 @@ from ltsft.report import Pair, Plot, html_page, interference_figure, matrix_figu
 from ltsft.sft import SFT
 from ltsft.training import labelled_rows
 from tasks.evaluation.matrix import PAGE, read_matrix, write_page
-from tasks.orchestration import artifact_key, is_service_away
+from tasks.orchestration import artifact_key, task
 from tasks.tracking import Child, RunHandle
 from tasks.training import target_objective
 from tasks.workspace import HELD_OUT, Workspace
@@ -45,7 +43,7 @@ SOURCE_SENTENCES = 200
 """Dev sentences of the source language on which functional interference is measured."""
 
 
-@task(name="score cell", task_run_name="score {step.product.subject}", cache_policy=NO_CACHE)
+@task(name="score cell", task_run_name="score {step.product.subject}")
 def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHandle) -> dict[str, float]:
     """Score base + language SFT + task SFTs on the test set of one language; give the metrics."""
     product = step.product
@@ -102,7 +100,7 @@ class ScoredMatrix:
     pairs: tuple[Pair, ...]
 
 
-@task(name="assemble matrix", task_run_name="assemble matrix", cache_policy=NO_CACHE)
+@task(name="assemble matrix", task_run_name="assemble matrix")
 def assemble_matrix(workspace: Workspace, reasons: Mapping[str, str]) -> ScoredMatrix:
     """Put together the cells of a project and compare every two SFTs.
 
@@ -113,14 +111,7 @@ def assemble_matrix(workspace: Workspace, reasons: Mapping[str, str]) -> ScoredM
     return ScoredMatrix(read_matrix(workspace, reasons), _pairs(workspace))
 
 
-@task(
-    name="log matrix",
-    task_run_name="log matrix",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=is_service_away,
-)
+@task(name="log matrix", task_run_name="log matrix", is_retried=True)
 def log_matrix(workspace: Workspace, scored: ScoredMatrix, run: RunHandle) -> None:
     """Log the matrix with its cells as child runs, its figures and its page; write the page into the store folder."""
     matrix = scored.matrix

@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from ltsft.composition import Part
 from ltsft.config import TargetTask
-from ltsft.errors import ConfigError, ServiceError
+from ltsft.errors import ConfigError, ServiceError, StoredFileError
 from ltsft.evaluation import Outcomes
 from ltsft.experiments import Comparison, DensitySweep, ScoredCell
 from ltsft.methods import method_named
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from ltsft.training import split_examples
 from tasks.evaluation.cells import OUTCOMES, target_scorer
-from tasks.orchestration import artifact_key, is_service_away
+from tasks.orchestration import artifact_key, task
 from tasks.tracking import Child, Record, canonical_json
 from tasks.training import target_objective
 from tasks.workspace import Workspace
@@ -168,7 +166,7 @@ def read_cells(workspace: Workspace, steps: Iterable[Step]) -> dict[str, tuple[R
     return found
 
 
-@task(name="measure fit", task_run_name="measure fit {target.name}", cache_policy=NO_CACHE)
+@task(name="measure fit", task_run_name="measure fit {target.name}")
 def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]:
     """Score the task SFTs in their source languages on what they were trained on, and on what was held out.
 
@@ -197,14 +195,7 @@ def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]
     return record.metrics["train_score"], record.metrics["held_out_score"]
 
 
-@task(
-    name="log experiment",
-    task_run_name="log {reported.name}",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=is_service_away,
-)
+@task(name="log experiment", task_run_name="log {reported.name}", is_retried=True)
 def log_experiment(workspace: Workspace, reported: Reported) -> str:
     """Log an experiment with its table, its plot and its children, unless this very one is logged; give its run."""
     key = hash_of_parts({"kind": reported.kind, "procedure": VERSION, **reported.parts})
@@ -239,7 +230,7 @@ def _rows(result: DensitySweep | Comparison) -> list[dict[str, Any]]:
 def _outcomes(workspace: Workspace, record: Record, seed: int) -> Outcomes:
     try:
         file = workspace.tracker.download(record.run_id, f"{OUTCOMES}/seed-{seed}.npy")
-    except ServiceError as error:
+    except StoredFileError as error:
         raise ConfigError(
             f"{record.subject} (run {record.run_id}) has no outcomes of single sentences for seed {seed}; delete that "
             "run in MLflow, and the experiment scores the cell again"

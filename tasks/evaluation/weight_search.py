@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from statistics import fmean
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from ltsft.composition import RULES, Part
 from ltsft.config import TargetTask
@@ -20,11 +18,11 @@ from ltsft.objectives import OBJECTIVES
 from ltsft.project import language_subject, task_subject
 from tasks.evaluation.cells import labelled_examples, target_scorer
 from tasks.evaluation.experiments import VERSION, hash_of_parts
-from tasks.orchestration import artifact_key, show
+from tasks.orchestration import artifact_key, show, task
 from tasks.workspace import Workspace
 
 
-@task(name="search weights", task_run_name="search weights {target.name}", cache_policy=NO_CACHE)
+@task(name="search weights", task_run_name="search weights {target.name}")
 def search(workspace: Workspace, target: TargetTask, settings: Sequence[Setting]) -> WeightSearch:
     """Score every setting on the held-out data of each language that has some and is no source language.
 

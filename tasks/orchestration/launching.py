@@ -10,7 +10,6 @@ deployments.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,13 +35,10 @@ from prefect.logging import get_run_logger
 from prefect.states import AwaitingRetry
 
 from ltsft.errors import ServiceError, TrainingError
+from tasks.orchestration.ends import LONGER, Shortfall, Shortfalls, Why, is_away, shortfall_of, worst
 from tasks.patience import AWAY_SECONDS
 from tasks.settings import read_settings
 
-_LONGER = 6
-"""Each pause before another attempt is so many times as long as the one before."""
-_FAILED = "Flow run encountered an exception: "
-_SERVICE_ERRORS = ("ServiceError", "ConflictError", "StoredFileError")
 _PAGE = 200
 _T = TypeVar("_T")
 
@@ -72,10 +68,10 @@ class Launch:
 class _Progress:
     waiting: dict[str, Launch]
     running: dict[UUID, Launch] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, Shortfall] = field(default_factory=dict)
 
 
-def launch_all(launches: Iterable[Launch], *, crashes: int, poll_seconds: float) -> dict[str, str]:
+def launch_all(launches: Iterable[Launch], *, crashes: int, poll_seconds: float) -> dict[str, Shortfall]:
     """Run deployments, each after those that it needs, and wait for all of them.
 
     Args:
@@ -104,32 +100,33 @@ def launch_all(launches: Iterable[Launch], *, crashes: int, poll_seconds: float)
 
 def has_crashed(state: State[Any] | None) -> bool:
     """Whether a run ended without a verdict: its process is gone, or a service was away for too long."""
-    if state is None:
-        return False
-    is_away = re.match(rf"{_FAILED}({'|'.join(_SERVICE_ERRORS)})\b", state.message or "") is not None
-    return state.is_crashed() or (state.is_failed() and is_away)
+    return state is not None and (state.is_crashed() or is_away(state))
 
 
-def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int) -> str:
+def reschedule_crashed(client: SyncPrefectClient, run: FlowRun, *, crashes: int) -> Shortfall | None:
     """Reschedule a run that crashed, unless it crashed too often.
 
     Returns:
         Nothing if it is rescheduled, else why it is not.
     """
     run = client.read_flow_run(run.id)  # another flow that waits for it may have been quicker
-    if not has_crashed(run.state):
-        return ""
-    reason = (run.state.message if run.state is not None else None) or "it crashed without a message"
-    count = sum(has_crashed(state) for state in client.read_flow_run_states(run.id))
+    state = run.state
+    if state is None or not has_crashed(state):
+        return None
+    reason = state.message or "it crashed without a message"
+    count = sum(has_crashed(each) for each in client.read_flow_run_states(run.id))
     if count >= crashes:
-        return _given_up(count, _diagnosis(client, run) or reason)
-    pause = read_settings().retry_seconds * _LONGER ** (count - 1)
+        if is_away(state):
+            return Shortfall(_given_up("tried", count, reason), Why.UNAVAILABLE)
+        return Shortfall(_given_up("crashed", count, _diagnosis(client, run) or reason), Why.FAILED)
+    pause = read_settings().retry_seconds * LONGER ** (count - 1)
     when = datetime.now(UTC) + timedelta(seconds=pause)
+    what = "a service was away" if is_away(state) else "crashed"
     again: State[Any] = AwaitingRetry(
-        scheduled_time=when, message=f"crashed ({reason}); attempt {count + 1} of {crashes}"
+        scheduled_time=when, message=f"{what} ({reason}); attempt {count + 1} of {crashes}"
     )
     client.set_flow_run_state(run.id, again)
-    return ""
+    return None
 
 
 def refuse_if_crashed(flow_run: str | None, *, crashes: int) -> None:
@@ -152,12 +149,12 @@ def refuse_if_crashed(flow_run: str | None, *, crashes: int) -> None:
         crashed = [state for state in found if has_crashed(state)]
         if len(crashed) >= crashes:
             told = _diagnosis(client, client.read_flow_run(UUID(flow_run))) or crashed[-1].message or "no message"
-            raise TrainingError(_given_up(len(crashed), told))
+            raise TrainingError(_given_up("crashed", len(crashed), told))
 
 
-def _given_up(count: int, told: str) -> str:
+def _given_up(what: str, count: int, told: str) -> str:
     times = "once" if count == 1 else f"{count} times"
-    return f"crashed {times}, which is the most that is allowed; the last time: {told}"
+    return f"{what} {times}, which is the most that is allowed; the last time: {told}"
 
 
 def _diagnosis(client: SyncPrefectClient, run: FlowRun) -> str:
@@ -167,10 +164,15 @@ def _diagnosis(client: SyncPrefectClient, run: FlowRun) -> str:
     return next((log.message for log in logs if log.name.endswith(".observer")), "")
 
 
+def not_tried(broken: Shortfalls) -> Shortfall:
+    """Say that something was not tried, because what it needs could not be made."""
+    return Shortfall(f"not tried, because {', '.join(broken)} could not be made", worst(broken.values()))
+
+
 def _start_if_ready(client: SyncPrefectClient, launch: Launch, progress: _Progress, crashes: int) -> None:
     broken = [need for need in launch.needs if need in progress.failures]
     if broken:
-        progress.failures[launch.subject] = f"not tried, because {', '.join(broken)} could not be made"
+        progress.failures[launch.subject] = not_tried({need: progress.failures[need] for need in broken})
         del progress.waiting[launch.subject]
         return
     unmade = {*progress.waiting, *(other.subject for other in progress.running.values())}
@@ -216,16 +218,15 @@ def _look(client: SyncPrefectClient, run: FlowRun, progress: _Progress, crashes:
     state = run.state
     if state is None or not state.is_final():
         return
-    reason = ""
     if has_crashed(state):
-        reason = _patiently(lambda: reschedule_crashed(client, run, crashes=crashes))
-        if not reason:
+        shortfall = _patiently(lambda: reschedule_crashed(client, run, crashes=crashes))
+        if shortfall is None:
             get_run_logger().warning("%s crashed (%s) and is tried again", launch.subject, state.message)
             return
-    elif not state.is_completed():
-        reason = (state.message or f"ended as {state.name}").removeprefix(_FAILED)
-    if reason:
-        progress.failures[launch.subject] = reason
+    else:
+        shortfall = shortfall_of(state)
+    if shortfall is not None:
+        progress.failures[launch.subject] = shortfall
     del progress.running[run.id]
 
 

@@ -18,6 +18,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_EPHEM
 
 from ltsft.errors import ConfigError, LtsftError, ServiceError
 from tasks.orchestration.ephemeral_server import EphemeralServer
+from tasks.orchestration.ends import is_refused
+from tasks.orchestration.stopping import remembering_orders, stop_if_asked
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class FlowEnd:
 
     Attributes:
         is_completed: whether it did what it should.
+        is_refused: whether a gate said no to something.
         message: of its last state.
         error: our own error that ended it, in words; empty where there is none.
     """
 
     is_completed: bool
+    is_refused: bool
     message: str
     error: str
 
@@ -47,7 +51,10 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     if _is_our_own():
         _server().wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
     try:
-        state: State[Any] = flow(*arguments, **named, return_state=True)
+        with remembering_orders():
+            stop_if_asked()
+            state: State[Any] = flow(*arguments, **named, return_state=True)
+            stop_if_asked()
     except (RuntimeError, httpx.HTTPError) as error:
         raise ServiceError(
             f"Prefect cannot be used: {type(error).__name__}: {error}; check PREFECT_API_URL "
@@ -56,10 +63,10 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is done is kept, and the same command goes on from there") from None
     if state.is_completed():
-        return FlowEnd(True, state.message or "done", "")
+        return FlowEnd(True, is_refused(state), state.message or "done", "")
     raised = state.result(raise_on_failure=False)
     told = str(raised) if isinstance(raised, LtsftError) else ""
-    return FlowEnd(False, state.message or "the run failed", told)
+    return FlowEnd(False, is_refused(state), state.message or "the run failed", told)
 
 
 def start_server() -> None:

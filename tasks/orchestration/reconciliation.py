@@ -259,7 +259,7 @@ def apply(actions: Actions, tracker: Tracker, *, namespace: str, crashes: int) -
             run = client.read_flow_run(UUID(id))
             if has_crashed(run.state):
                 why_not = reschedule_crashed(client, run, crashes=crashes)
-                done.append(f"{run.name}: not rescheduled: {why_not}" if why_not else f"{run.name}: rescheduled")
+                done.append(f"{run.name}: not rescheduled: {why_not.reason}" if why_not else f"{run.name}: rescheduled")
     return done
 
 

@@ -14,6 +14,7 @@ from tasks.releases.promotion import promotion_lock as promotion_lock
 from tasks.releases.promotion import put_forward as put_forward
 from tasks.releases.promotion import wanted_slots as wanted_slots
 from tasks.releases.registry import CANDIDACY as CANDIDACY
+from tasks.releases.registry import PASSED as PASSED
 from tasks.releases.registry import VERDICT as VERDICT
 from tasks.releases.registry import open_registry as open_registry
 from tasks.releases.rollbacks import roll_back as roll_back

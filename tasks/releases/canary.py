@@ -15,11 +15,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ltsft.errors import ReleaseError
+from ltsft.errors import ReleaseError, ServiceError
 from ltsft.evaluation import Outcomes
 from ltsft.release import Canary
 from ltsft.serving import Reader
+from tasks.tracking import is_away
 
+_AWAY = 75
+"""Exit code of a canary that could not reach MLflow or its store."""
+_FEW_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
 _TOLERATED = 0.02  # share of what is counted that may come out otherwise: another batch shape rounds otherwise
 
 
@@ -41,6 +45,9 @@ def run_canary(
         rows: labelled rows of the test set.
         outcomes: what came out for each of them when the composition was scored, shape (rows, 2).
         timeout_seconds: after which the canary is dead.
+
+    Raises:
+        ServiceError: the process could not reach MLflow or its store.
     """
     begin = time.monotonic()
     try:
@@ -72,7 +79,12 @@ def compare(answers: Sequence[Mapping[str, Any]], reader: type[Reader], rows: Se
 
 def _ask(uri: str, tracking_uri: str, rows: Sequence[Mapping[str, Any]], timeout: float) -> list[dict[str, Any]]:
     asked = json.dumps({"uri": uri, "rows": list(rows)})
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_REGISTRY_URI": tracking_uri}
+    environment = {
+        **_FEW_RETRIES,
+        **os.environ,
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "MLFLOW_REGISTRY_URI": tracking_uri,
+    }
     command = [sys.executable, "-m", "tasks.releases.canary"]
     try:
         done = subprocess.run(  # noqa: S603
@@ -82,7 +94,8 @@ def _ask(uri: str, tracking_uri: str, rows: Sequence[Mapping[str, Any]], timeout
         raise ReleaseError(f"a fresh process did not answer within {timeout:g} s") from error
     if done.returncode:
         lines = done.stderr.replace(tracking_uri, "<tracking URI>").strip().splitlines() or ["no message"]
-        raise ReleaseError(f"a fresh process could not load it: {lines[-1]}")
+        kind = ServiceError if done.returncode == _AWAY else ReleaseError
+        raise kind(f"a fresh process could not load it: {lines[-1]}")
     found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])["answers"]
     return found
 
@@ -96,7 +109,13 @@ def _main() -> None:
     asked = json.load(sys.stdin)
     from tasks.releases.pyfunc import predict_rows
 
-    print(json.dumps({"answers": predict_rows(asked["uri"], asked["rows"])}))
+    try:
+        print(json.dumps({"answers": predict_rows(asked["uri"], asked["rows"])}))
+    except Exception as error:
+        if not is_away(error):
+            raise
+        print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)
+        sys.exit(_AWAY)
 
 
 if __name__ == "__main__":

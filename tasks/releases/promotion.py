@@ -16,24 +16,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 from ltsft.composition import shown_weight
-from ltsft.errors import ConfigError, ReleaseError, ServiceError
+from ltsft.errors import ConfigError, ReleaseError, StoredFileError
 from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
 from ltsft.release import Canary, Composition, Measured, Slot, Verdict, has_passed, judge, load_parts
 from ltsft.serving import reader_class
 from ltsft.training import labelled_rows
 from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
-from tasks.orchestration import is_service_away
+from tasks.orchestration import task
 from tasks.releases.canary import run_canary
 from tasks.releases.composing import log_model, parents, scored_step
 from tasks.releases.registry import (
     CANDIDATE,
     CHAMPION,
     FROM_VERSION,
+    PASSED,
     PROMOTION,
     REASON,
     TO_VERSION,
@@ -141,14 +140,7 @@ def open_promotion(
     )
 
 
-@task(
-    name="put forward",
-    task_run_name="put forward {composition.target_task} {composition.language}",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=is_service_away,
-)
+@task(name="put forward", task_run_name="put forward {composition.target_task} {composition.language}", is_retried=True)
 def put_forward(workspace: Workspace, composition: Composition, run: RunHandle) -> Candidate:
     """Log the model, make a version of it unless there is one, and point the alias ``candidate`` at it."""
     slot, registry = composition.slot, open_registry(workspace)
@@ -168,7 +160,7 @@ def put_forward(workspace: Workspace, composition: Composition, run: RunHandle) 
     return Candidate(composition, version, cell, seed, test)
 
 
-@task(name="measure", task_run_name="measure {candidate.version.name}", cache_policy=NO_CACHE)
+@task(name="measure", task_run_name="measure {candidate.version.name}")
 def measure(workspace: Workspace, candidate: Candidate, canary: Canary) -> Measured:
     """Gather what the gates ask for: from the record of the cell where it has it, else measured now."""
     cell, slot = candidate.cell, candidate.slot
@@ -187,12 +179,16 @@ def measure(workspace: Workspace, candidate: Candidate, canary: Canary) -> Measu
     )
 
 
-@task(name="ask canary", task_run_name="ask canary {candidate.version.name}", cache_policy=NO_CACHE)
+@task(name="ask canary", task_run_name="ask canary {candidate.version.name}")
 def ask_canary(workspace: Workspace, candidate: Candidate) -> Canary:
-    """Have a fresh process load the version from the registry and answer some test rows."""
+    """Have a fresh process load the version from the registry and answer some test rows.
+
+    Raises:
+        ServiceError: MLflow or its store is away, so that its silence says nothing about the version.
+    """
     target = workspace.project.target_tasks[candidate.slot.target_task]
     rows = labelled_rows(target, target.test[candidate.slot.language])[:CANARY_ROWS]
-    return run_canary(
+    canary = run_canary(
         candidate.version.uri,
         tracking_uri=workspace.tracker.tracking_uri,
         reader=reader_class(target.objective),
@@ -200,9 +196,12 @@ def ask_canary(workspace: Workspace, candidate: Candidate) -> Canary:
         outcomes=outcomes_of(workspace, candidate)[: len(rows)],
         timeout_seconds=workspace.project.gates.release.canary_seconds,
     )
+    if not canary.answered:
+        open_registry(workspace).champion(candidate.slot)  # is it there at all?
+    return canary
 
 
-@task(name="judge", task_run_name="judge {candidate.version.name}", cache_policy=NO_CACHE)
+@task(name="judge", task_run_name="judge {candidate.version.name}")
 def judge_candidate(
     workspace: Workspace, candidate: Candidate, measured: Measured, run: RunHandle, *, over: int | None
 ) -> list[Verdict]:
@@ -219,7 +218,7 @@ def judge_candidate(
     registry.tag(
         candidate.version,
         {
-            VERDICT: "passed" if has_passed(verdicts) else "refused",
+            VERDICT: PASSED if has_passed(verdicts) else "refused",
             "ltsft.score": f"{measured.score:.6f}",
             "ltsft.overlap": f"{measured.overlap:.6f}",
             "ltsft.sign_conflict": f"{measured.sign_conflict:.6f}",
@@ -228,14 +227,7 @@ def judge_candidate(
     return verdicts
 
 
-@task(
-    name="move champion",
-    task_run_name="move champion {candidate.version.name}",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=is_service_away,
-)
+@task(name="move champion", task_run_name="move champion {candidate.version.name}", is_retried=True)
 def move_champion(workspace: Workspace, candidate: Candidate, run: RunHandle, *, over: int | None) -> None:
     """Make the candidate the champion, if the champion is still the one that it was compared with.
 
@@ -309,7 +301,7 @@ def version_page(candidate: Candidate, measured: Measured, verdicts: Sequence[Ve
 def _stored_outcomes(workspace: Workspace, cell_run: str, seed: int) -> Outcomes | None:
     try:
         file = workspace.tracker.download(cell_run, f"{OUTCOMES}/seed-{seed}.npy")
-    except ServiceError:  # a cell of an earlier version, or one whose run was deleted
+    except StoredFileError:  # a cell of an earlier version, or one whose run was deleted
         return None
     found: Outcomes = np.load(file, allow_pickle=False)
     return found

@@ -36,6 +36,8 @@ COMPOSITION, RECIPE = "ltsft.composition", "ltsft.recipe"
 VERDICT, ROLLED_BACK = "ltsft.verdict", "ltsft.rolled_back"
 FROM_VERSION, TO_VERSION, REASON = "ltsft.from_version", "ltsft.to_version", "ltsft.reason"
 PROMOTION, ROLLBACK, CANDIDACY = "promotion", "rollback", "candidacy"
+PASSED = "passed"
+"""Value of the tag of a verdict, where no gate that decides said no."""
 MODEL = "model"
 """Artifact of a promotion: the pyfunc model, which is the recipe and the code that composes it."""
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import uuid
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.release import Slot
-from tasks.orchestration import is_service_away
+from tasks.orchestration import task
 from tasks.releases.promotion import hash_of, move_lock
 from tasks.releases.registry import (
     CHAMPION,
@@ -31,14 +28,7 @@ WITHDRAW = "none"
 """In place of a version: nothing is live any more."""
 
 
-@task(
-    name="roll back",
-    task_run_name="roll back {slot}",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=is_service_away,
-)
+@task(name="roll back", task_run_name="roll back {slot}", is_retried=True)
 def roll_back(workspace: Workspace, slot: Slot, *, to: str | None, reason: str, who: str) -> tuple[int, int | None]:
     """Move the alias ``champion`` back, and mark the version that was live as rolled back.
 

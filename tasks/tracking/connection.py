@@ -13,6 +13,7 @@ from typing import Any
 
 from ltsft.errors import LtsftError, ServiceError
 from tasks.tracking.database import create_sqlite, patiently
+from tasks.tracking.faults import fault_of
 from tasks.tracking.records import NOT_FINITE, cut_tags
 from tasks.tracking.saved_views import desk_tags
 
@@ -39,7 +40,7 @@ class Connection:
             create_sqlite(tracking_uri)
             from mlflow import MlflowClient
 
-            self.client = MlflowClient(tracking_uri=tracking_uri)
+            self.client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
             self.experiment_id = self._find_experiment(artifact_location)
         self._is_arranged, self._arranging = False, threading.Lock()
 
@@ -100,17 +101,14 @@ class Connection:
 
     @contextmanager
     def service(self, action: str) -> Iterator[None]:
-        """Turn whatever MLflow, its database or its artifact store raises into `ServiceError`."""
+        """Turn whatever MLflow, its database or its artifact store raises into a `ServiceError` that names it."""
         try:
             yield
         except LtsftError:
             raise
         except Exception as error:
             shown = str(error).replace(self.tracking_uri, self.shown_uri)
-            raise ServiceError(
-                f"MLflow at {self.shown_uri} could not {action}: {type(error).__name__}: {shown}; "
-                "check the tracking URI (LTSFT_TRACKING_URI, MLFLOW_TRACKING_URI) and that the service is up"
-            ) from error
+            raise fault_of(error, place=self.shown_uri, action=action, told=shown) from error
 
     def _find_experiment(self, artifact_location: str | None) -> str:
         from mlflow.exceptions import MlflowException

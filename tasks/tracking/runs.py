@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ltsft.errors import ConflictError, LtsftError, ServiceError
+from ltsft.errors import ConflictError, ServiceError, is_verdict
 from tasks.storage import Bucket, publish
 from tasks.tracking.connection import Connection
 from tasks.tracking.records import DESCRIPTION, FAILURE, FAILURE_TYPE, NOTE, flatten_params
@@ -26,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 class RunHandle:
     """An open run: what `Tracker.open_run` gives.
 
-    As a context manager it ends the run, unless that was done inside: FINISHED without an error, FAILED on one of ours
-    (a verdict), KILLED on anything else, `ServiceError` included (to be resumed).
+    As a context manager it ends the run, unless that was done inside: FINISHED without an error, FAILED on a
+    verdict, KILLED on anything else, `ServiceError` included (to be resumed).
     """
 
     def __init__(self, connection: Connection, *, run_id: str, name: str, is_resumed: bool) -> None:
@@ -161,7 +161,7 @@ class RunHandle:
         if isinstance(error, ConflictError):  # another attempt has this run now
             return
         try:
-            if isinstance(error, LtsftError) and not isinstance(error, ServiceError):
+            if is_verdict(error):
                 self.fail(str(error), error_type=type(error).__name__)
             else:
                 self.interrupt(f"{type(error).__name__}: {error}")

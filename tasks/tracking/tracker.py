@@ -33,7 +33,7 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-from ltsft.errors import ServiceError
+from ltsft.errors import ServiceError, StoredFileError
 from tasks.settings import Settings, read_settings
 from tasks.storage import Bucket, fetch_folder
 from tasks.tracking.connection import Connection
@@ -335,7 +335,8 @@ class Tracker(Connection):
         downloaded once into the cache folder and is whole or not there.
 
         Raises:
-            ServiceError: there is no such artifact, or the store cannot be reached.
+            StoredFileError: there is no such run or artifact.
+            ServiceError: the store cannot be reached.
         """
         with self.service(f"fetch {artifact_path} of run {run_id}"):
             from mlflow.artifacts import download_artifacts
@@ -344,7 +345,7 @@ class Tracker(Connection):
             if uri.startswith(("/", "file:")):
                 found = Path(unquote(urlsplit(uri).path) if uri.startswith("file:") else uri, artifact_path)
                 if not found.exists():
-                    raise ServiceError(f"run {run_id} has no artifact {artifact_path!r} under {uri}")
+                    raise StoredFileError(f"run {run_id} has no artifact {artifact_path!r} under {uri}")
                 return found
             if uri.startswith("s3://"):
                 return self._fetch_from_s3(uri, run_id, artifact_path)

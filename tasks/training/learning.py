@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
@@ -21,7 +19,7 @@ from ltsft.project import Language, Step, language_subject
 from ltsft.report import density_figure
 from ltsft.sft import MANIFEST_FILE, SFT, load_sft, save_sft
 from ltsft.training import Progress, Training, train_sft
-from tasks.orchestration import ProgressReporter, is_service_away, refuse_if_crashed, run_stoppable
+from tasks.orchestration import ProgressReporter, refuse_if_crashed, run_stoppable, task
 from tasks.settings import read_settings
 from tasks.tracking import RunHandle
 from tasks.training.preparing import Assignment
@@ -29,7 +27,7 @@ from tasks.training.together import JointTraining, train_together
 from tasks.workspace import HELD_OUT, SFT_FOLDER, Workspace
 
 
-@task(name="train language SFT", task_run_name="train language SFT {language.code}", cache_policy=NO_CACHE)
+@task(name="train language SFT", task_run_name="train language SFT {language.code}")
 def train_language_sft(workspace: Workspace, language: Language, step: Step, run: RunHandle) -> Path:
     """Learn a language SFT from raw text; give the folder that holds it."""
     folder = workspace.working_folder(step)
@@ -43,7 +41,7 @@ def train_language_sft(workspace: Workspace, language: Language, step: Step, run
     return _train(workspace, step, run, assignment, training)
 
 
-@task(name="train task SFT", task_run_name="train {step.product.subject}", cache_policy=NO_CACHE)
+@task(name="train task SFT", task_run_name="train {step.product.subject}")
 def train_task_sft(
     workspace: Workspace, target: TargetTask, data: Mapping[str, LabelledData], step: Step, run: RunHandle
 ) -> Path:
@@ -129,14 +127,7 @@ def _train(workspace: Workspace, step: Step, run: RunHandle, assignment: Assignm
         return_memory()
 
 
-@task(
-    name="store SFT",
-    task_run_name="store {step.product.subject}",
-    cache_policy=NO_CACHE,
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=is_service_away,
-)
+@task(name="store SFT", task_run_name="store {step.product.subject}", is_retried=True)
 def store_sft(workspace: Workspace, step: Step, run: RunHandle, folder: Path) -> None:
     """Measure an SFT, log that and its folder, and close the run: from now on the product exists."""
     sft = load_sft(folder)

@@ -7,22 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from ltsft.config import LabelledData, Source, TargetTask
 from ltsft.data import RowError
 from ltsft.objectives import OBJECTIVES, read_labelled
 from ltsft.project import Language, Step
-from tasks.orchestration import artifact_key
+from tasks.orchestration import artifact_key, task
 from tasks.tracking import RunHandle
 from tasks.validation.quality import GateResult, validate_labelled, validate_text
 from tasks.workspace import REPORT_FOLDER, Workspace
 
 
-@task(name="validate text", task_run_name="validate text {language.code}", cache_policy=NO_CACHE)
+@task(name="validate text", task_run_name="validate text {language.code}")
 def validate_language(workspace: Workspace, language: Language, step: Step, run: RunHandle) -> None:
     """Judge the raw text of a language, against all its test and dev sets too.
 
@@ -40,7 +38,7 @@ def validate_language(workspace: Workspace, language: Language, step: Step, run:
     _keep(workspace, replace(result, subject=step.product.subject), step, run)
 
 
-@task(name="validate labels", task_run_name="validate labels {step.product.subject}", cache_policy=NO_CACHE)
+@task(name="validate labels", task_run_name="validate labels {step.product.subject}")
 def validate_target_task(
     workspace: Workspace, target: TargetTask, data: Mapping[str, LabelledData], step: Step, run: RunHandle
 ) -> None:
@@ -66,7 +64,7 @@ def validate_target_task(
     _keep(workspace, result, step, run)
 
 
-@task(name="validate test", task_run_name="validate test set {step.product.subject}", cache_policy=NO_CACHE)
+@task(name="validate test", task_run_name="validate test set {step.product.subject}")
 def validate_test(workspace: Workspace, target: TargetTask, step: Step, run: RunHandle) -> None:
     """Judge the test set of a cell.
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from faulty_proxy import FaultyProxy
+from mlflow_server import mlflow_serving
 
 from ltsft.project.project import ProjectRef
-from tasks.workspace.workspace import Workspace, open_workspace
+from tasks.settings import read_settings
+from tasks.workspace.workspace import Workspace, _tracker, open_workspace
 
 
 @pytest.fixture
@@ -53,6 +56,24 @@ def runs() -> Callable[[Workspace], list[Any]]:
         return list(tracker.client.search_runs([tracker.experiment_id], max_results=1000))
 
     return search
+
+
+@pytest.fixture
+def mlflow_proxy(changeable_project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The way to MLflow's server, which holds the record of `changeable_project`; faults are made on it."""
+    store = changeable_project.parent / "store"
+    with mlflow_serving(store) as address, FaultyProxy(address) as proxy:
+        for name, value in {
+            "LTSFT_TRACKING_URI": proxy.url,
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # or a test would wait for minutes
+            "LTSFT_RETRY_SECONDS": "0.01",
+        }.items():
+            monkeypatch.setenv(name, value)
+        read_settings.cache_clear()
+        _tracker.cache_clear()
+        yield proxy
+    read_settings.cache_clear()
+    _tracker.cache_clear()
 
 
 @pytest.fixture

@@ -121,10 +121,10 @@ def test_onboarding_ends_with_candidates_and_leaves_what_is_live(
     second = onboard_language(ref, "bb", return_state=True)
 
     registry = registry_of(opened, changeable_project)
-    assert first.is_completed(), "a refusal by a gate is no failure"
+    assert (first.is_completed(), first.name) == (True, "Refused"), "a refusal by a gate is no failure, and shown"
     assert "- pos bb: version 1 is a candidate, score 0." in first.message
     assert "and would be refused by floor:" in first.message
-    assert "- pos bb: version 1 is a candidate already" in second.message
+    assert "- pos bb: version 1 is a candidate already, and would be refused: its page says why" in second.message
     assert (registry.candidate(SLOT), registry.champion(SLOT)) == (1, None)
     assert registry.version(SLOT, 1).tags["ltsft.verdict"] == "refused"
     assert registry.candidate(Slot("aa", "pos")) is None, "only the row of the language"
@@ -291,7 +291,7 @@ def test_retrain_releases_what_passes_its_gates_and_a_refusal_is_told_without_fa
 
     refused = retrain(ref, release=True, return_state=True)
 
-    assert refused.is_completed()
+    assert (refused.is_completed(), refused.name) == (True, "Refused")
     assert "refused by floor" in str(refused.message)
     registry = registry_of(opened, changeable_project)
     assert registry.champion(SLOT) is None
@@ -299,6 +299,6 @@ def test_retrain_releases_what_passes_its_gates_and_a_refusal_is_told_without_fa
     set_value(changeable_project, "gates.release", {"min_score": 0.01, "min_over_majority": -1.0})
     released = retrain(ref, release=True, return_state=True)
 
-    assert released.is_completed()
+    assert (released.is_completed(), released.name) == (True, "Completed")
     assert "is live" in str(released.message)
     assert registry.champion(SLOT) is not None

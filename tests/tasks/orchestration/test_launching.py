@@ -11,30 +11,39 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
-from prefect.states import Completed, Crashed, Failed, Pending, Running, State
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.flow_engine import run_flow
+from prefect.states import Completed, Crashed, Pending, Running, State
 
-from ltsft.errors import TrainingError
+from ltsft.errors import StoredFileError, TrainingError, ValidationError
+from tasks.orchestration.ends import Shortfall, Why, ends_in_words
 from tasks.orchestration.launching import Launch, launch_all, refuse_if_crashed
 from tasks.settings import read_settings
 
 pytestmark = pytest.mark.integration
+AWAY, REFUSED = -1, -2
 
 
 @flow(name="launched")
+@ends_in_words
 def launched(number: int) -> int:
+    """Ends as its number says: with a service that is away, a verdict, or well."""
+    if number == AWAY:
+        raise StoredFileError("MLflow could not open the run")
+    if number == REFUSED:
+        raise ValidationError("too little text")
     return number
 
 
 @flow(name="launching")
-def launch(launches: list[Launch], crashes: int) -> dict[str, str]:
+def launch(launches: list[Launch], crashes: int) -> dict[str, Shortfall]:
     return launch_all(launches, crashes=crashes, poll_seconds=0.05)
 
 
 class Worker(threading.Thread):
-    """Ends runs as it is told, in turn; stands for worker and pods."""
+    """Ends runs as it is told, in turn; stands for worker and pods. A number has Prefect's engine run the flow."""
 
-    def __init__(self, *ends: State[Any]) -> None:
+    def __init__(self, *ends: State[Any] | int) -> None:
         super().__init__(daemon=True)
         self.ends, self.seen = list(ends), []
         self.over = threading.Event()
@@ -50,8 +59,15 @@ class Worker(threading.Thread):
                         and self.ends
                     ):
                         self.seen.append(run.id)
-                        for state in (Pending(), Running(), self.ends.pop(0)):
-                            client.set_flow_run_state(run.id, state, force=True)
+                        self._end(client, run, self.ends.pop(0))
+
+    def _end(self, client: Any, run: FlowRun, end: State[Any] | int) -> None:
+        if isinstance(end, int):
+            client.set_flow_run_state(run.id, Pending(), force=True)
+            run_flow(launched, flow_run=client.read_flow_run(run.id), parameters={"number": end}, return_type="state")
+            return
+        for state in (Pending(), Running(), end):
+            client.set_flow_run_state(run.id, state, force=True)
 
 
 @pytest.fixture
@@ -65,7 +81,7 @@ def deployment(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterato
     read_settings.cache_clear()
 
 
-def work(launches: list[Launch], *ends: State[Any], crashes: int = 3) -> tuple[dict[str, str], list[UUID]]:
+def work(launches: list[Launch], *ends: State[Any] | int, crashes: int = 3) -> tuple[dict[str, Shortfall], list[UUID]]:
     worker = Worker(*ends)
     worker.start()
     try:
@@ -93,12 +109,15 @@ def test_after_some_crashes_it_has_failed_and_what_needs_it_is_not_tried(deploym
     failures, seen = work(launches, Crashed(message="out of memory"), Crashed(message="out of memory"), crashes=2)
 
     told = "crashed 2 times, which is the most that is allowed; the last time: out of memory"
-    assert failures == {"a": told, "b": "not tried, because a could not be made"}
+    assert failures == {
+        "a": Shortfall(told, Why.FAILED),
+        "b": Shortfall("not tried, because a could not be made", Why.FAILED),
+    }
     assert len(seen) == 2
 
 
 def test_two_that_want_the_same_key_at_once_wait_for_one_run(deployment: UUID) -> None:
-    found: list[dict[str, str]] = []
+    found: list[dict[str, Shortfall]] = []
     looking = threading.Barrier(3)
 
     def want() -> None:
@@ -125,18 +144,25 @@ def test_two_that_want_the_same_key_at_once_wait_for_one_run(deployment: UUID) -
 
 
 def test_a_service_that_was_away_is_no_verdict(deployment: UUID) -> None:
-    away = Failed(message="Flow run encountered an exception: ServiceError: MLflow could not open the run")
-
-    failures, seen = work([one("k7")], away, Completed())
+    failures, seen = work([one("k7")], AWAY, 1)
 
     assert failures == {}
+    assert len(seen) == 2
     assert len(set(seen)) == 1
 
 
-def test_a_verdict_is_told_and_not_tried_again(deployment: UUID) -> None:
-    failures, seen = work([one("k6")], Failed(message="too little text"))
+def test_a_service_that_stays_away_is_told_as_such(deployment: UUID) -> None:
+    failures, seen = work([one("k8")], AWAY, AWAY, crashes=2)
 
-    assert failures == {"a": "too little text"}
+    told = "tried 2 times, which is the most that is allowed; the last time: MLflow could not open the run"
+    assert failures == {"a": Shortfall(told, Why.UNAVAILABLE)}
+    assert len(seen) == 2
+
+
+def test_a_verdict_is_told_and_not_tried_again(deployment: UUID) -> None:
+    failures, seen = work([one("k6")], REFUSED)
+
+    assert failures == {"a": Shortfall("too little text", Why.REFUSED)}
     assert len(seen) == 1
 
 
