@@ -17,8 +17,8 @@ from prefect.context import refresh_global_settings_context
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
 
 from ltsft.errors import ConfigError, LtsftError, ServiceError
-from tasks.orchestration.ephemeral_server import EphemeralServer
 from tasks.orchestration.ends import is_refused
+from tasks.orchestration.ephemeral_server import EphemeralServer
 from tasks.orchestration.stopping import remembering_orders, stop_if_asked
 
 
@@ -47,19 +47,11 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
         ConfigError: Prefect's folder cannot be written.
         ServiceError: Prefect's API cannot be used; what fails inside the flow is in how it ended.
     """
-    start_server()
-    if _is_our_own():
-        _server().wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
     try:
         with remembering_orders():
             stop_if_asked()
-            state: State[Any] = flow(*arguments, **named, return_state=True)
+            state = _run(flow, *arguments, **named)
             stop_if_asked()
-    except (RuntimeError, httpx.HTTPError) as error:
-        raise ServiceError(
-            f"Prefect cannot be used: {type(error).__name__}: {error}; check PREFECT_API_URL "
-            f"({_told_url()}) and that it is up"
-        ) from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is done is kept, and the same command goes on from there") from None
     if state.is_completed():
@@ -67,6 +59,21 @@ def run_locally(flow: Callable[..., Any], *arguments: Any, **named: Any) -> Flow
     raised = state.result(raise_on_failure=False)
     told = str(raised) if isinstance(raised, LtsftError) else ""
     return FlowEnd(False, is_refused(state), state.message or "the run failed", told)
+
+
+def _run(flow: Callable[..., Any], *arguments: Any, **named: Any) -> State[Any]:
+    start_server()
+    if _is_our_own():
+        _server().wait(PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+    try:
+        state: State[Any] = flow(*arguments, **named, return_state=True)
+    except (RuntimeError, httpx.HTTPError) as error:
+        stop_if_asked()  # it may be what an interruption became
+        raise ServiceError(
+            f"Prefect cannot be used: {type(error).__name__}: {error}; check PREFECT_API_URL "
+            f"({_told_url()}) and that it is up"
+        ) from error
+    return state
 
 
 def start_server() -> None:

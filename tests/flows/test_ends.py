@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from faulty_proxy import AWAY, FaultyProxy
@@ -16,7 +15,7 @@ from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 Open = Callable[[Path], Workspace]
-SLOTS = [Slot(code, "pos") for code in ("aa", "bb", "cc")]
+SLOT = Slot("bb", "pos")
 
 
 @pytest.fixture
@@ -49,27 +48,21 @@ def promotions_of(opened: Open, project: ProjectRef) -> list[str]:
     return [run.info.status for run in found]
 
 
-def test_a_registry_that_is_away_refuses_nothing_and_the_promotion_has_failed(
+def test_a_registry_that_is_away_refuses_nothing_and_one_that_comes_back_in_time_is_waited_for(
     project: ProjectRef, mlflow_proxy: FaultyProxy, opened: Open
 ) -> None:
-    from flows.promote import UnreleasedError, promote
+    from flows.promote import Promotions, UnreleasedError, promote
 
     cut_registry(mlflow_proxy)
-    state = promote(project, return_state=True)
+    state = promote(project, language="bb", return_state=True)
 
     assert (state.type.value, state.name) == ("FAILED", "Unavailable")
     error = state.result(raise_on_failure=False)
     assert isinstance(error, UnreleasedError)
     assert (dict(error.promotions.live), dict(error.promotions.refused)) == ({}, {})
-    assert list(error.promotions.failed) == SLOTS
+    assert list(error.promotions.failed) == [SLOT]
     assert "that the service is up" in state.message
-    assert "FAILED" not in promotions_of(opened, project), "no verdict is on record"
-
-
-def test_a_registry_that_comes_back_in_time_is_waited_for(
-    project: ProjectRef, mlflow_proxy: FaultyProxy, opened: Open
-) -> None:
-    from flows.promote import Promotions, promote
+    assert promotions_of(opened, project) == [], "no verdict is on record"
 
     cut_registry(mlflow_proxy, for_requests=1)
     state = promote(project, language="bb", return_state=True)
@@ -77,24 +70,24 @@ def test_a_registry_that_comes_back_in_time_is_waited_for(
     assert (state.type.value, state.name) == ("COMPLETED", "Completed"), state.message
     done = state.result()
     assert isinstance(done, Promotions)
-    assert (list(done.live), done.refused, done.failed) == ([SLOTS[1]], {}, {})
+    assert (list(done.live), done.refused, done.failed) == ([SLOT], {}, {})
     assert promotions_of(opened, project) == ["FINISHED"]
 
 
-def test_a_nightly_run_whose_releases_a_service_kept_back_has_failed_and_a_refused_one_has_not(
-    project: ProjectRef, mlflow_proxy: FaultyProxy, set_value: Callable[[Path, str, Any], None]
+def test_a_nightly_run_and_an_onboarding_whose_releases_a_service_kept_back_have_failed(
+    project: ProjectRef, mlflow_proxy: FaultyProxy
 ) -> None:
+    from flows.onboard_language import onboard_language
     from flows.retrain import retrain
 
     cut_registry(mlflow_proxy)
-    away = retrain(project, release=True, return_state=True)
-    cut_registry(mlflow_proxy, for_requests=0)
-    set_value(Path(project.file), "gates.release", {"min_score": 0.999})
-    refused = retrain(project, release=True, return_state=True)
+    nightly = retrain(project, release=True, return_state=True)
+    onboarding = onboard_language(project, "bb", return_state=True)
 
-    assert (away.type.value, away.name) == ("FAILED", "Unavailable")
-    assert away.message.startswith("all 8 products are up to date\nReleases: 0 of 3 are live")
-    assert (refused.type.value, refused.name) == ("COMPLETED", "Refused")
+    assert (nightly.type.value, nightly.name) == ("FAILED", "Unavailable")
+    assert nightly.message.startswith("all 8 products are up to date\nReleases: 0 of 3 are live")
+    assert (onboarding.type.value, onboarding.name) == ("FAILED", "Unavailable")
+    assert "- candidate pos bb: MLflow at" in onboarding.message
 
 
 def test_a_cell_that_a_service_kept_from_being_scored_is_no_verdict(
@@ -143,17 +136,3 @@ def test_bad_data_is_refused_by_name_and_a_service_is_not_and_both_are_raised_fr
     assert (away.type.value, away.name) == ("FAILED", "Unavailable")
     with pytest.raises(ServiceError):
         adapt_language(project, "bb")
-
-
-def test_onboarding_says_by_its_state_what_the_gates_say(project: ProjectRef, mlflow_proxy: FaultyProxy) -> None:
-    from flows.onboard_language import onboard_language
-
-    cut_registry(mlflow_proxy)
-    away = onboard_language(project, "bb", return_state=True)
-    cut_registry(mlflow_proxy, for_requests=0)
-    done = onboard_language(project, "bb", return_state=True)
-
-    assert (away.type.value, away.name) == ("FAILED", "Unavailable")
-    assert "- candidate pos bb: MLflow at" in away.message
-    assert (done.type.value, done.name) == ("COMPLETED", "Completed"), done.message
-    assert "- pos bb: version 1 is a candidate, score 0." in done.message
