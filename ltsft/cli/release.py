@@ -105,7 +105,13 @@ def releases(
         row["score"] = None if row["score"] is None else f"{float(row['score']):.4f}"
         shown = ("release", "version", "since", "who", "why", "score", "parents", "candidate")
         table.add_row(*(escaped("-" if row[name] in (None, "") else str(row[name])) for name in shown))
-    console().print(table)
+    out = console()
+    out.print(table)
+    for live in found:
+        if live.trouble is not None:
+            mend = f"ltsft rollback {live.slot.language} {live.slot.target_task} goes back"
+            told = f"{live.slot}: version {live.trouble.version} cannot be read: {live.trouble.reason}; {mend}"
+            out.print(escaped(told), soft_wrap=True)
 
 
 @releasing.command()

@@ -6,6 +6,7 @@ from ltsft.release.release import Composition as Composition
 from ltsft.release.release import Release as Release
 from ltsft.release.release import ReleaseSource as ReleaseSource
 from ltsft.release.release import Slot as Slot
+from ltsft.release.release import UnreadableRelease as UnreadableRelease
 from ltsft.release.release import check_part as check_part
 from ltsft.release.release import load_parts as load_parts
 from ltsft.release.release import parse_composition as parse_composition

@@ -29,6 +29,7 @@ __all__ = [
     "Release",
     "ReleaseSource",
     "Slot",
+    "UnreadableRelease",
     "load_parts",
     "parse_composition",
 ]
@@ -129,11 +130,24 @@ class Release:
         return self.composition.slot
 
 
+@dataclass(frozen=True)
+class UnreadableRelease:
+    """A version that is released, but of which the record is gone or damaged.
+
+    Attributes:
+        version: its number.
+        reason: what is wrong with it, in words.
+    """
+
+    version: int
+    reason: str
+
+
 class ReleaseSource(Protocol):
     """Where a server learns what is released, and gets the SFTs from: a registry, or a bundle on disk."""
 
-    def live(self) -> Mapping[Slot, Release]:
-        """Give what is released now.
+    def live(self) -> Mapping[Slot, Release | UnreadableRelease]:
+        """Give what is released now; one that cannot be read does not hide the others.
 
         Raises:
             ServiceError: the source is away.

@@ -10,9 +10,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ltsft.errors import LtsftError
+from ltsft.errors import LtsftError, ReleaseError
 from ltsft.heap import return_memory
-from ltsft.release import Release, ReleaseSource, Slot
+from ltsft.release import Release, ReleaseSource, Slot, UnreadableRelease
 from ltsft.serving.answers import Input, Output, Piece, RefusedInputError
 from ltsft.serving.batching import Batcher, Job, TooLateError
 from ltsft.serving.bundle import Bundle
@@ -94,16 +94,22 @@ class Service:
     def start(self) -> None:
         """Load what is released and begin to answer.
 
+        Where nothing of it can be loaded, as after the runs of its SFTs were deleted, what the bundle has answers.
+
         Raises:
             LtsftError: neither the source nor a bundle says what is released.
         """
         self._batcher.start()
+        has_bundle = self._bundle is not None and self._bundle.exists
         try:
             self.refresh()
         except LtsftError as error:
-            if self._bundle is None or not self._bundle.exists:
+            if self._bundle is None or not has_bundle:
                 raise
             _LOG.error("the registry is away (%s); starting from the bundle in %s", error, self._bundle.folder)
+            self._take(self._bundle.live(), self._bundle)
+        if self._bundle is not None and has_bundle and self._has_nothing_left:
+            _LOG.error("nothing that is released can be loaded; starting from the bundle in %s", self._bundle.folder)
             self._take(self._bundle.live(), self._bundle)
         self._is_loaded = True
         self._watcher.start()
@@ -123,8 +129,12 @@ class Service:
         return self._batcher.is_alive(_STUCK_SECONDS)
 
     def is_ready(self) -> bool:
-        """Whether requests should come."""
-        return self._is_loaded and not self._is_draining and self.is_alive()
+        """Whether requests should come; not where there are releases, and none of them could be loaded."""
+        return self._is_loaded and not self._is_draining and not self._has_nothing_left and self.is_alive()
+
+    @property
+    def _has_nothing_left(self) -> bool:
+        return bool(self._refused) and not self._live
 
     def refresh(self) -> None:
         """Look what is released, admit what is new, and let it answer from now on.
@@ -224,15 +234,17 @@ class Service:
                 self.metrics.refresh_failed()
                 _LOG.exception("looking up what is released failed, and it stays as it was")
 
-    def _take(self, wanted: Mapping[Slot, Release], source: ReleaseSource) -> bool:
+    def _take(self, wanted: Mapping[Slot, Release | UnreadableRelease], source: ReleaseSource) -> bool:
         """Replace what answers by what is wanted; say whether anything changed."""
         live, refused = {}, {}
         for slot, release in wanted.items():
             now = self._live.get(slot)
-            if now is not None and _is_same(now.release, release):
+            if now is not None and isinstance(release, Release) and _is_same(now.release, release):
                 live[slot] = now
                 continue
             try:
+                if isinstance(release, UnreadableRelease):
+                    raise ReleaseError(release.reason)
                 live[slot] = self._engine.admit(release, source)
                 _LOG.info("%s: version %d answers from now on", slot, release.version)
             except LtsftError as error:

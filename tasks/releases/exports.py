@@ -9,7 +9,7 @@ from ltsft.base import Base, load_base
 from ltsft.composition import COMPOSITION_FILE, composed, export_composition
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.objectives import OBJECTIVES
-from ltsft.release import Composition, Slot, export_onnx, load_parts, push_folder
+from ltsft.release import Composition, Release, Slot, UnreadableRelease, export_onnx, load_parts, push_folder
 from ltsft.serving import Bundle
 from ltsft.sft import MANIFEST_FILE
 from tasks.releases.composing import compose_recipe
@@ -70,16 +70,23 @@ def export_release(
 def write_bundle(workspace: Workspace, folder: Path) -> str:
     """Write everything that is live into a release bundle; give what was written, in words.
 
+    A release that cannot be read is left out and named.
+
     Raises:
-        ReleaseError: nothing is live.
+        ReleaseError: nothing is live, or nothing that is can be read.
         ServiceError: the registry is away.
     """
     registry = Registry(workspace.tracker, workspace.project.name)
     live = registry.live()
     if not live:
         raise ReleaseError("nothing is released; ltsft promote releases what is scored")
-    Bundle(folder).write(live.values(), registry)
-    return f"{len(live)} releases to {folder}"
+    whole = [release for release in live.values() if isinstance(release, Release)]
+    bad = {slot: each for slot, each in live.items() if isinstance(each, UnreadableRelease)}
+    left = "".join(f"; left out: {slot} version {each.version}: {each.reason}" for slot, each in bad.items())
+    if not whole:
+        raise ReleaseError(f"nothing that is released can be read{left}")
+    Bundle(folder).write(whole, registry)
+    return f"{len(whole)} releases to {folder}{left}"
 
 
 def _chosen(workspace: Workspace, registry: Registry, slot: Slot, version: int | None) -> tuple[Composition, str]:

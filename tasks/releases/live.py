@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ltsft.release import Slot
+from ltsft.release import Slot, UnreadableRelease
 from tasks.releases.registry import Event, Version, open_registry, release_subject
 from tasks.workspace import Workspace
 
@@ -20,12 +20,14 @@ class Live:
         version: the live one; None where there is none.
         candidate: the number that was put forward last.
         event: the move that made it live; None where it is not on record.
+        trouble: what is wrong with the version that should be live; None where nothing is.
     """
 
     slot: Slot
     version: Version | None
     candidate: int | None
     event: Event | None
+    trouble: UnreadableRelease | None = None
 
     @property
     def since(self) -> datetime | None:
@@ -40,7 +42,8 @@ class Live:
             "release": str(self.slot),
             "language": self.slot.language,
             "target_task": self.slot.target_task,
-            "version": version.number if version else None,
+            "version": version.number if version else self.trouble.version if self.trouble else None,
+            "trouble": self.trouble.reason if self.trouble else None,
             "since": event.when.isoformat(timespec="seconds") if event else None,
             "who": event.who if event else None,
             "how": event.kind if event else None,
@@ -61,7 +64,11 @@ def read_releases(workspace: Workspace) -> list[Live]:
         events.setdefault(event.subject, []).append(event)
     found = []
     for slot, champion, candidate in registry.aliases():
-        version = registry.version(slot, champion) if champion is not None else None
+        version = registry.readable(slot, champion) if champion is not None else None
         moves = [event for event in events.get(release_subject(slot), []) if event.after == champion]
-        found.append(Live(slot, version, candidate, moves[-1] if moves else None))
+        move = moves[-1] if moves else None
+        if isinstance(version, UnreadableRelease):
+            found.append(Live(slot, None, candidate, move, version))
+        else:
+            found.append(Live(slot, version, candidate, move))
     return sorted(found, key=lambda live: (live.slot.target_task, live.slot.language))

@@ -12,6 +12,7 @@ who moved it, when and why is a run of the kind ``promotion`` or ``rollback`` in
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ltsft.errors import ReleaseError, ServiceError
-from ltsft.release import ComposedPart, Composition, Release, Slot, parse_composition
+from ltsft.errors import ReleaseError, StoredFileError
+from ltsft.release import ComposedPart, Composition, Release, Slot, UnreadableRelease, parse_composition
 from tasks.tracking import KIND, SUBJECT, Tracker, from_milliseconds, join_text, patiently, split_text
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ PROJECT, LANGUAGE, TARGET_TASK = "ltsft.project", "ltsft.language", "ltsft.targe
 COMPOSITION, RECIPE = "ltsft.composition", "ltsft.recipe"
 VERDICT, ROLLED_BACK = "ltsft.verdict", "ltsft.rolled_back"
 FROM_VERSION, TO_VERSION, REASON = "ltsft.from_version", "ltsft.to_version", "ltsft.reason"
+_LOG = logging.getLogger(__name__)
 PROMOTION, ROLLBACK, CANDIDACY = "promotion", "rollback", "candidacy"
 PASSED = "passed"
 """Value of the tag of a verdict, where no gate that decides said no."""
@@ -111,24 +113,23 @@ class Registry:
         """Give the name of the registered model."""
         return f"{self._project}.{slot.target_task}.{slot.language}"
 
-    def live(self) -> dict[Slot, Release]:
+    def live(self) -> dict[Slot, Release | UnreadableRelease]:
         """Give what is live: one query, and one more for each version that was not seen before.
 
         Raises:
             ServiceError: MLflow is away.
-            ReleaseError: a version's recipe is damaged.
         """
-        found = {}
-        for model in self._models():
-            champion = model.aliases.get(CHAMPION)
+        found: dict[Slot, Release | UnreadableRelease] = {}
+        for slot, champion, _ in self.aliases():
             if champion is not None:
-                version = self.version(_slot(model), int(champion))
-                found[version.composition.slot] = Release(version.number, version.composition)
+                read = self.readable(slot, champion)
+                found[slot] = Release(read.number, read.composition) if isinstance(read, Version) else read
         return found
 
     def aliases(self) -> list[tuple[Slot, int | None, int | None]]:
         """List every (language, target task) with its champion and its candidate."""
-        return [(_slot(model), _number_of(model, CHAMPION), _number_of(model, CANDIDATE)) for model in self._models()]
+        found = [(self._slot(model.name), model) for model in self._models()]
+        return [(s, _number_of(model, CHAMPION), _number_of(model, CANDIDATE)) for s, model in found if s is not None]
 
     def champion(self, slot: Slot) -> int | None:
         """Give the live version of a (language, target task), or None."""
@@ -147,11 +148,28 @@ class Registry:
             self._versions[name, number] = _version(found)
         return self._versions[name, number]
 
+    def readable(self, slot: Slot, number: int) -> Version | UnreadableRelease:
+        """Give a version, or say what is wrong with it.
+
+        Raises:
+            ServiceError: MLflow is away.
+        """
+        try:
+            return self.version(slot, number)
+        except (StoredFileError, ReleaseError) as error:
+            return UnreadableRelease(number, str(error))
+
     def versions(self, slot: Slot) -> list[Version]:
-        """List all versions, oldest first."""
+        """List all versions, oldest first; one that is damaged is left out, and named in the log."""
         with self._tracker.service(f"list the versions of {self.name_of(slot)}"):
             found = self._all(partial(self._client.search_model_versions, f"name = '{self.name_of(slot)}'"))
-        return sorted(map(_version, found), key=lambda version: version.number)
+        whole = []
+        for each in found:
+            try:
+                whole.append(_version(each))
+            except ReleaseError as error:
+                _LOG.warning("%s", error)
+        return sorted(whole, key=lambda version: version.number)
 
     def find(self, composition: Composition) -> Version | None:
         """Give the version that is this very composition, or None."""
@@ -213,7 +231,7 @@ class Registry:
         if slot is not None:
             where += f" and tags.`{SUBJECT}` = '{release_subject(slot)}'"
         found = [_event(run) for run in self._tracker.search(where) if run.info.status != "FAILED"]
-        return sorted(found, key=lambda event: event.when)
+        return sorted((event for event in found if event is not None), key=lambda event: event.when)
 
     def fetch(self, part: ComposedPart) -> Path:
         """Give the folder of an SFT of a composition."""
@@ -226,9 +244,14 @@ class Registry:
         return _number_of(found[0], alias) if found else None
 
     def _models(self) -> list[RegisteredModel]:
-        where = f"tags.`{PROJECT}` = '{self._project}'"
+        where = f"name LIKE '{self._project}.%'"
         with self._tracker.service("list what is released"):
             return self._all(partial(self._client.search_registered_models, where))
+
+    def _slot(self, name: str) -> Slot | None:
+        """Read what a registered model is for from its name: it stays, also where somebody removed a tag."""
+        project, *rest = name.rsplit(".", 2)
+        return Slot(rest[1], rest[0]) if project == self._project and len(rest) == 2 else None
 
     def _all(self, search: Any) -> list[Any]:
         found, token = [], None
@@ -271,10 +294,6 @@ def version_before(events: Sequence[Event], champion: int) -> int | None:
     return None
 
 
-def _slot(model: RegisteredModel) -> Slot:
-    return Slot(model.tags[LANGUAGE], model.tags[TARGET_TASK])
-
-
 def _number_of(model: RegisteredModel, alias: str) -> int | None:
     number = model.aliases.get(alias)
     return int(number) if number is not None else None
@@ -294,22 +313,22 @@ def _version(found: ModelVersion) -> Version:
     )
 
 
-def _event(run: Run) -> Event:
+def _event(run: Run) -> Event | None:
+    """Read a move; None, and a line in the log, where somebody changed what is on record of it."""
     tags = run.data.tags
+    numbers = [tags.get(name) for name in (FROM_VERSION, TO_VERSION)]
+    if SUBJECT not in tags or KIND not in tags or not all(re.fullmatch(r"\d+|none", n or "none") for n in numbers):
+        _LOG.warning("run %s is no record of a release: %s, %s, %s", run.info.run_id, SUBJECT, KIND, numbers)
+        return None
+    before, after = (None if number in (None, "none") else int(number) for number in numbers)
     return Event(
         run_id=run.info.run_id,
         subject=tags[SUBJECT],
         kind=tags[KIND],
-        before=_number(tags.get(FROM_VERSION)),
-        after=_number(tags.get(TO_VERSION)),
+        before=before,
+        after=after,
         who=tags.get("mlflow.user", ""),
         reason=tags.get(REASON, ""),
         when=from_milliseconds(run.info.end_time or run.info.start_time),
         is_finished=run.info.status == "FINISHED",
     )
-
-
-def _number(text: str | None) -> int | None:
-    if text is not None and not re.fullmatch(r"\d+|none", text):
-        raise ServiceError(f"a version is a number or none, got {text!r} in the record of a release")
-    return None if text in (None, "none") else int(text)

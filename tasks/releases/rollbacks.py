@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 
 from ltsft.errors import ConfigError, ReleaseError
-from ltsft.release import Slot
+from ltsft.release import Slot, UnreadableRelease
 from tasks.orchestration import task
 from tasks.releases.promotion import hash_of, move_lock
 from tasks.releases.registry import (
@@ -24,6 +25,7 @@ from tasks.releases.registry import (
 from tasks.tracking import RunHandle, canonical_json, user_name
 from tasks.workspace import Workspace
 
+_LOG = logging.getLogger(__name__)
 WITHDRAW = "none"
 """In place of a version: nothing is live any more."""
 
@@ -60,7 +62,11 @@ def roll_back(workspace: Workspace, slot: Slot, *, to: str | None, reason: str, 
             before, after = _chosen(events, slot, champion, to)
             run = _record(workspace, slot, before, after, reason=reason, who=who)
         with run:
-            registry.tag(registry.version(slot, before), {ROLLED_BACK: reason or "no reason was given"})
+            left = registry.readable(slot, before)
+            if isinstance(left, UnreadableRelease):
+                _LOG.warning("%s: version %d cannot be read, and is left all the same: %s", slot, before, left.reason)
+            else:
+                registry.tag(left, {ROLLED_BACK: reason or "no reason was given"})
             if after is not None:
                 registry.forget_rollback(registry.version(slot, after))
             registry.set_alias(slot, CHAMPION, after)

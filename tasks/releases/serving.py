@@ -8,7 +8,7 @@ from pathlib import Path
 from ltsft.base import load_base, locate_base
 from ltsft.errors import ServiceError
 from ltsft.project import ProjectRef
-from ltsft.release import ComposedPart, Release, Slot
+from ltsft.release import ComposedPart, Release, Slot, UnreadableRelease
 from ltsft.serving import ApiKeys, Bundle, Engine, Metrics, Service, add_traces, create_app, serve_app
 from tasks.credentials import check_credentials, read_api_keys
 from tasks.releases.registry import Registry
@@ -29,7 +29,7 @@ class RegistrySource:
         self._ref = ref
         self._registry: Registry | None = None
 
-    def live(self) -> dict[Slot, Release]:
+    def live(self) -> dict[Slot, Release | UnreadableRelease]:
         """Give what is released now."""
         return self._opened().live()
 

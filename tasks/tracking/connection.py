@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
+import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ltsft.errors import LtsftError, ServiceError
@@ -122,8 +127,16 @@ class Connection:
                 if found is None:
                     raise
         if found.lifecycle_stage == "deleted":
+            place, program = shlex.quote(self.shown_uri), shlex.quote(mlflow_program())
             raise ServiceError(
-                f"experiment {self.experiment!r} was deleted in MLflow at {self.shown_uri}; restore it "
-                f"(mlflow experiments restore --experiment-id {found.experiment_id}) or rename the project"
+                f"experiment {self.experiment!r} was deleted in MLflow at {self.shown_uri}; rename the project, or "
+                f"restore it: MLFLOW_TRACKING_URI={place} {program} experiments restore "
+                f"--experiment-id {found.experiment_id}"
             )
         return str(found.experiment_id)
+
+
+def mlflow_program() -> str:
+    """Give the ``mlflow`` of this installation, as it can be pasted."""
+    program = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
+    return os.path.relpath(program) if Path(program).is_relative_to(Path.cwd()) else program

@@ -16,11 +16,8 @@ the environment.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -36,7 +33,7 @@ from filelock import FileLock
 from ltsft.errors import ServiceError, StoredFileError
 from tasks.settings import Settings, read_settings
 from tasks.storage import Bucket, fetch_folder
-from tasks.tracking.connection import Connection
+from tasks.tracking.connection import Connection, mlflow_program
 from tasks.tracking.database import no_collection, patiently
 from tasks.tracking.inputs import DataInput
 from tasks.tracking.records import (
@@ -204,9 +201,7 @@ class Tracker(Connection):
         """Say what starts MLflow's pages on this machine; empty where a server shows them already."""
         if self._is_served:
             return ""
-        program = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
-        shown = os.path.relpath(program) if Path(program).is_relative_to(Path.cwd()) else program
-        return shlex.join([shown, "ui", "--backend-store-uri", self.shown_uri])
+        return shlex.join([mlflow_program(), "ui", "--backend-store-uri", self.shown_uri])
 
     def ui_link(self, view: SavedView = VIEWS[0]) -> str:
         """Give the address of a view in MLflow's pages."""

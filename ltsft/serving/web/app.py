@@ -133,7 +133,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     async def readiness() -> dict[str, str]:
         """Say whether requests should come."""
         if not service.is_ready():
-            raise HTTPException(503, "loading, or about to stop")
+            raise HTTPException(503, "loading, about to stop, or nothing that is released can be loaded: the log says")
         return {"status": "ready"}
 
     @app.get("/metrics", tags=["operation"], response_class=Response)

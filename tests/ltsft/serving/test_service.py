@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ltsft.errors import ReleaseError, ServiceError
-from ltsft.release.release import Slot
+from ltsft.release.release import Slot, UnreadableRelease
 from ltsft.serving.answers import Input, OtherFormError
 from ltsft.serving.bundle import Bundle
 from ltsft.serving.engine import Engine
@@ -82,6 +82,28 @@ def test_a_bad_artifact_is_refused_and_the_version_before_stays(
     service.refresh()
     assert version(service) == 2
     assert not service.refused
+
+
+def test_a_release_whose_record_is_damaged_is_refused_and_hides_no_other(
+    make_service: Make, shelf: Any, tmp_path: Path
+) -> None:
+    bundle = Bundle(tmp_path / "bundle")
+    make_service(shelf, bundle=bundle)
+    others = len(shelf.released) - 1
+    shelf.released[POS] = UnreadableRelease(2, "its tag is gone")
+
+    service = make_service(shelf)
+
+    assert service.is_ready()
+    assert len(service.live) == others
+    assert service.refused == {POS: (2, "its tag is gone")}
+
+    for slot in shelf.released:
+        shelf.released[slot] = UnreadableRelease(2, "its run was deleted")
+    assert not make_service(shelf).is_ready(), "with nothing to serve"
+    started = make_service(shelf, bundle=bundle)
+    assert started.is_ready()
+    assert len(started.live) == others + 1, "from the bundle"
 
 
 def test_what_is_withdrawn_is_unknown_and_the_message_names_what_there_is(make_service: Make, shelf: Any) -> None:

@@ -51,9 +51,12 @@ def make_three(is_caught: bool = False) -> State[Any]:
 
 
 @pytest.fixture(autouse=True)
-def anew(prefect_server: None) -> None:
+def anew(prefect_server: None) -> Iterator[None]:
     BEGUN.clear()
     FAILED.clear()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def signal_when(is_there: Callable[[FrameType], bool], number: int = signal.SIGINT) -> None:

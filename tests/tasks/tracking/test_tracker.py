@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from matplotlib.figure import Figure
+from mlflow.experiments import commands as experiments
 
-from ltsft.errors import ServiceError, TrainingError, ValidationError
+from ltsft.errors import ServiceError, StoredFileError, TrainingError, ValidationError
 from tasks.quiet import quiet_services
 from tasks.tracking.records import Child, canonical_json, flatten_params, git_tags
 from tasks.tracking.runs import RunHandle
@@ -286,12 +290,63 @@ def test_mlflow_that_is_away_is_a_service_error_without_the_password(monkeypatch
     with pytest.raises(ServiceError, match=r"\*\*\*@127\.0\.0\.1:9") as caught:
         Tracker("http://user:hunter2@127.0.0.1:9", experiment="toy")
     assert "hunter2" not in str(caught.value)
+    assert "and that the service is up" in str(caught.value)
 
 
 def test_a_deleted_experiment_is_named(tracker: Tracker, tmp_path: Path) -> None:
     tracker.client.delete_experiment(tracker.experiment_id)
-    with pytest.raises(ServiceError, match="'toy' was deleted"):
+    with pytest.raises(ServiceError, match="'toy' was deleted") as told:
         tracker_of(tmp_path)
+
+    assignment, program, *arguments = shlex.split(str(told.value).partition("restore it: ")[2])
+    assert shutil.which(program) is not None, "the command can be pasted"
+    name, _, uri = assignment.partition("=")
+    done = CliRunner().invoke(experiments, arguments[1:], env={name: uri})
+    assert done.exit_code == 0, done.output
+    assert tracker_of(tmp_path).experiment_id == tracker.experiment_id
+
+
+def _write_to_a_full_disk(tracker: Tracker) -> None:
+    with tracker.service("store x"), Path("/dev/full").open("w") as full:
+        full.write("x")
+
+
+def _write_under_a_file(tracker: Tracker) -> None:
+    run = tracker.open_run(name="a", kind="cell", subject="a", key="k", parts={})
+    folder = Path(tracker.client.get_experiment(tracker.experiment_id).artifact_location)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("in the way")
+    run.log_text("x", "x.txt")
+
+
+def _look_for_a_version(tracker: Tracker) -> None:
+    with tracker.service("read version 3 of x"):
+        tracker.client.get_model_version("x", "3")
+
+
+def _make_an_invalid_name(tracker: Tracker) -> None:
+    with tracker.service("register a/b"):
+        tracker.client.create_registered_model("a/b")
+
+
+@pytest.mark.parametrize(
+    ("do", "kind", "told"),
+    [
+        (_write_to_a_full_disk, ServiceError, "could not store x: the disk is full"),
+        (_write_under_a_file, ServiceError, "could not store x.txt of 'a': NotADirectoryError"),
+        (_look_for_a_version, StoredFileError, "could not read version 3 of x, because it is not there: "),
+        (_make_an_invalid_name, ServiceError, "could not register a/b: MlflowException: "),
+    ],
+)
+def test_a_message_names_the_fault_and_advises_of_the_address_only_where_nobody_answers(
+    tracker: Tracker, do: Callable[[Tracker], None], kind: type[ServiceError], told: str
+) -> None:
+    with pytest.raises(ServiceError) as raised:
+        do(tracker)
+
+    assert type(raised.value) is kind
+    assert told in str(raised.value)
+    assert "check the tracking URI" not in str(raised.value)
 
 
 def test_the_commit_is_the_checkouts_or_else_the_given_one(tmp_path: Path) -> None:
