@@ -26,7 +26,7 @@ USED = {
 
 def run(*, quick: bool = False) -> Report:
     """Time each command and its plain counterpart in turns; nothing is to be made in the project."""
-    rounds = 1 if quick else 5
+    rounds = 1 if quick else 3
     with tempfile.TemporaryDirectory() as made:
         file = str(write_project(Path(made), 6, 2, quick=True))
         make_everything(open_workspace(ProjectRef(file=file)))
