@@ -14,7 +14,7 @@ import yaml
 from benchmarks.bases import LABELS, save_base, size_of
 from benchmarks.figures import Report, main
 from ltsft.project import ProjectRef
-from tasks.tracking import Child, Tracker
+from tasks.tracking import Child, NewRun, Tracker
 from tasks.workspace import Workspace, open_workspace
 
 SFT_METRICS, CELL_METRICS, MATRIX_METRICS = 60, 40, 6
@@ -77,17 +77,19 @@ def make_everything(workspace: Workspace) -> int:
         count = CELL_METRICS if product.kind == "cell" else SFT_METRICS
         metrics = {f"measured.layer.{number}.value": number / 7 for number in range(count)}
         with tracker.open_run(
-            name=product.subject,
-            kind=product.kind,
-            subject=product.subject,
-            key=product.key,
-            parts=product.parts,
-            params=product.parts.get("recipe", {"language": product.language}),
+            NewRun(
+                name=product.subject,
+                kind=product.kind,
+                subject=product.subject,
+                key=product.key,
+                parts=product.parts,
+                params=product.parts.get("recipe", {"language": product.language}),
+            )
         ) as run:
             run.log_metrics(metrics)
         if product.kind == "cell":
             cells.append(Child(product.subject, "cell of matrix", product.subject, dict(list(metrics.items())[:6])))
-    with tracker.open_run(name="matrix", kind="matrix", subject="matrix", key="0" * 64, parts={}) as run:
+    with tracker.open_run(NewRun(name="matrix", kind="matrix", subject="matrix", key="0" * 64, parts={})) as run:
         tracker.log_children(run, cells)
     return len(workspace.plan.steps) + len(cells) + 1
 

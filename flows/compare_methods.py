@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
 from flows.making import experiment_state, make_cells
-from ltsft.experiments import Comparison, MethodScores, comparison_figure
+from ltsft.experiments import Comparison, MethodScores, Scope, comparison_figure
 from ltsft.experiments import compare_methods as compare
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
@@ -90,13 +90,10 @@ def _compare(
     comparison = compare(
         scored,
         reference=reference,
-        target_task=target_task,
-        metric=OBJECTIVES[target.objective].metric,
+        scope=Scope(target_task, OBJECTIVES[target.objective].metric, reasons(failures), asked.project.artificial),
         names={code: language.name for code, language in asked.project.languages.items()},
         confidence=gate.confidence,
         resamples=gate.resamples,
-        gaps=reasons(failures),
-        artificial=asked.project.artificial,
     )
     show(f"comparison {target_task}")
     log_experiment(asked, _reported(comparison, keys, reasons(failures)))

@@ -30,6 +30,7 @@ from tasks.orchestration import (
     show,
     worst,
 )
+from tasks.tracking import NewRun
 from tasks.validation import validate_test
 from tasks.workspace import Workspace, open_workspace
 
@@ -93,5 +94,7 @@ def _report(workspace: Workspace, scored: ScoredMatrix) -> None:
     key, name = matrix_key(parts), f"matrix {workspace.project.name}"
     with workspace.claim(key, name) as existing:
         if existing is None:
-            with workspace.tracker.open_run(name=name, kind="matrix", subject="matrix", key=key, parts=parts) as run:
+            with workspace.tracker.open_run(
+                NewRun(name=name, kind="matrix", subject="matrix", key=key, parts=parts)
+            ) as run:
                 log_matrix(workspace, scored, run)

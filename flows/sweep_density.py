@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 
 from flows.making import experiment_state, make_cells
 from ltsft.errors import LtsftError
-from ltsft.experiments import DensitySweep, ScoredCell, sweep_figure, sweep_points
+from ltsft.experiments import DensitySweep, Scope, ScoredCell, sweep_figure, sweep_points
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import ProjectRef
 from tasks.evaluation import (
@@ -98,12 +98,9 @@ def _sweep(
     sweep = sweep_points(
         cells,
         fits,
-        target_task=target_task,
-        metric=OBJECTIVES[target.objective].metric,
+        scope=Scope(target_task, OBJECTIVES[target.objective].metric, reasons(failures), asked.project.artificial),
         languages=[code for code in wanted if code not in target.sources],
         source=target.source_language,
-        gaps=reasons(failures),
-        artificial=asked.project.artificial,
     )
     show(f"density sweep {target_task}")
     log_experiment(asked, _reported(sweep, keys, fits, reasons(failures)))

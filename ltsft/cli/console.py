@@ -1,30 +1,15 @@
-"""What the commands share: their options, how they print, and how an error of ours is told."""
+"""What the commands share: how they print, and how an error of ours is told."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 from rich.console import Console
 
 from ltsft.errors import LtsftError
-
-if TYPE_CHECKING:
-    from ltsft.project import ProjectRef
-
-ProjectFile = Annotated[Path, typer.Argument(help="The project file, such as configs/ud.yaml.")]
-DataRoot = Annotated[str | None, typer.Option(help="Folder or URL that relative data sources start from.")]
-BaseOption = Annotated[str | None, typer.Option("--base", help="Another base: a folder, or a hub id as id@revision.")]
-MethodOption = Annotated[
-    str | None, typer.Option("--method", help="How SFTs are learnt, such as lora; the file's method without it.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Another value, as dotted.path=value; may be given several times.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
@@ -75,12 +60,3 @@ def escaped(text: str) -> str:
 def console() -> Console:
     """Give where results are shown."""
     return Console(highlight=False)
-
-
-def project_ref(
-    file: Path, data_root: str | None, base: str | None, overrides: list[str] | None, method: str | None = None
-) -> ProjectRef:
-    """Say how flows read the project file again."""
-    from ltsft.project import ProjectRef  # pydantic takes a while; --help does without
-
-    return ProjectRef(file=str(file), data_root=data_root, base=base, method=method, overrides=tuple(overrides or ()))

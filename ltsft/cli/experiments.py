@@ -7,8 +7,9 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ltsft.cli.console import BaseOption, DataRoot, MethodOption, Overrides, ProjectFile, fail, project_ref, told_errors
+from ltsft.cli.console import fail, told_errors
 from ltsft.cli.flows import print_end, run_flow, start_server, wants_bars
+from ltsft.cli.options import DataOptions, ProjectFile, ProjectOptions, grouped
 
 experimenting = typer.Typer()
 
@@ -18,19 +19,17 @@ _Value = TypeVar("_Value")
 
 
 @experimenting.command(name="sweep-density")
+@grouped
 def sweep_density(
     file: ProjectFile,
     language_densities: Annotated[str, typer.Option(help="Of language SFTs, with commas between; 1 is dense.")],
     task_densities: Annotated[str, typer.Option(help="Of task SFTs, with commas between; 1 is dense.")],
     target_task: Targets = None,
     languages: Languages = None,
-    method: MethodOption = None,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    overrides: Overrides = None,
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Show what density does to the score, to interference and to overfitting; make what is missing for it."""
-    ref = project_ref(file, data_root, base, overrides, method)
+    ref = options.ref(file)
     with told_errors():
         start_server()
         from flows.sweep_density import sweep_density as flow
@@ -48,6 +47,7 @@ def sweep_density(
 
 
 @experimenting.command(name="compare-methods")
+@grouped
 def compare_methods(
     file: ProjectFile,
     methods: Annotated[str, typer.Option(help="With commas between, such as lt_sft,task_only,lora.")],
@@ -57,12 +57,10 @@ def compare_methods(
     ] = None,
     target_task: Targets = None,
     languages: Languages = None,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    overrides: Overrides = None,
+    options: DataOptions = DataOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Compare methods by language and on average, with intervals; make what is missing for it."""
-    ref = project_ref(file, data_root, base, overrides)
+    ref = options.ref(file)
     with told_errors():
         start_server()
         from flows.compare_methods import compare_methods as flow
@@ -81,6 +79,7 @@ def compare_methods(
 
 
 @experimenting.command(name="search-weights")
+@grouped
 def search_weights(
     file: ProjectFile,
     language_weights: Annotated[
@@ -89,13 +88,10 @@ def search_weights(
     task_weights: Annotated[str, typer.Option(help="Of the task SFT, with commas between.")] = "1",
     rules: Annotated[str, typer.Option(help="Composition rules, with commas between.")] = "sum",
     target_task: Targets = None,
-    method: MethodOption = None,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    overrides: Overrides = None,
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Score weights and rules of compositions on held-out data, never on test data; the SFTs have to exist."""
-    ref = project_ref(file, data_root, base, overrides, method)
+    ref = options.ref(file)
     with told_errors():
         start_server()
         from flows.search_weights import search_weights as flow

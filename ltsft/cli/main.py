@@ -6,34 +6,23 @@ It is the entry point. The files of `ltsft/cli/` alone start flows here; those a
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from ltsft.cli.console import (
-    AsJson,
-    BaseOption,
-    DataRoot,
-    MethodOption,
-    Overrides,
-    ProjectFile,
-    console,
-    escaped,
-    fail,
-    fail_run,
-    project_ref,
-    told_errors,
-)
+from ltsft.cli.console import console, escaped, fail, fail_run, told_errors
 from ltsft.cli.experiments import experimenting
 from ltsft.cli.flows import run_flow, start_server, wants_bars
+from ltsft.cli.options import AsJson, ProjectFile, ProjectOptions, grouped
 from ltsft.cli.release import releasing
 
 if TYPE_CHECKING:
     from ltsft.composition import Weight
     from ltsft.evaluation import Matrix
+    from tasks.orchestration import PoolSettings, RunSettings
     from tasks.workspace import Workspace
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -65,19 +54,17 @@ def _set_up(
 
 
 @app.command()
+@grouped
 def plan(
     file: ProjectFile,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    method: MethodOption = None,
-    overrides: Overrides = None,
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - it is frozen
     as_json: AsJson = False,
 ) -> None:
     """Show each product, whether it is up to date and, if not, why."""
     with told_errors():
         from tasks.workspace import open_workspace
 
-        made = open_workspace(project_ref(file, data_root, base, overrides, method)).plan
+        made = open_workspace(options.ref(file)).plan
     if as_json:
         print(json.dumps([step.as_row() for step in made.steps], indent=2))
         return
@@ -91,18 +78,16 @@ def plan(
 
 
 @app.command()
+@grouped
 def run(
     file: ProjectFile,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    method: MethodOption = None,
-    overrides: Overrides = None,
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - it is frozen
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show all of Prefect's log lines.")] = False,
 ) -> None:
     """Make what is not up to date: validate, train, compose, score; then print the matrix."""
     has_bars = not verbose and wants_bars()
-    ref = project_ref(file, data_root, base, overrides, method)
+    ref = options.ref(file)
     with told_errors():
         from tasks.evaluation import read_matrix, restore_page
         from tasks.workspace import open_workspace
@@ -144,51 +129,76 @@ def _show_matrix(matrix: Matrix, workspace: Workspace, *, as_json: bool) -> None
         out.print(f"         {view.name}: {tracker.ui_link(view)}", soft_wrap=True)
 
 
-@app.command()
-def bootstrap(
-    file: Annotated[Path, typer.Argument(envvar="LTSFT_PROJECT", help="The project file, such as configs/ud.yaml.")],
-    root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path(),
+@dataclass(frozen=True)
+class PoolOptions:
+    """Of the pools."""
+
     job_variables: Annotated[
         list[str] | None,
         typer.Option("--job-variable", help="Another default of the pools, as name=value or pool.name=value."),
-    ] = None,
+    ] = None
     pool_limits: Annotated[
         list[str] | None, typer.Option("--pool-limit", help="Runs at once in a pool, as ltsft-gpu=8.")
-    ] = None,
-    pool_type: Annotated[str, typer.Option(help="kubernetes; or process, for Compose.")] = "kubernetes",
+    ] = None
+    pool_type: Annotated[str, typer.Option(help="kubernetes; or process, for Compose.")] = "kubernetes"
+
+    def read(self) -> PoolSettings:
+        """Give what they say."""
+        from tasks.orchestration import PoolSettings
+
+        return PoolSettings(
+            job_variables=dict(map(_name_and_value, self.job_variables or ())),
+            limits=dict(map(_name_and_count, self.pool_limits or ())),
+            type=self.pool_type,
+        )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Of the deployments."""
+
     schedules: Annotated[
         list[str] | None,
         typer.Option(
             "--schedule",
             help="Another schedule, as watch-inbox=30s, retrain='0 2 * * 6' (UTC) or retrain=none.",
         ),
-    ] = None,
-    app_folder: Annotated[str, typer.Option(help="Where the code is in the image.")] = "/app",
+    ] = None
+    app_folder: Annotated[str, typer.Option(help="Where the code is in the image.")] = "/app"
     run_file: Annotated[
         str | None, typer.Option(help="Where flows find the project file, if it is not in the image as it is here.")
-    ] = None,
+    ] = None
     zombie_seconds: Annotated[
         float,
         typer.Option(min=10, help="A run that is silent for so long has crashed; it gives a sign every 30 s."),
-    ] = 120.0,
+    ] = 120.0
+
+    def read(self) -> RunSettings:
+        """Give what they say."""
+        from tasks.orchestration import RunSettings
+
+        return RunSettings(
+            app_folder=self.app_folder,
+            file=self.run_file,
+            schedules={name: str(when) for name, when in map(_name_and_value, self.schedules or ())},
+            zombie_seconds=self.zombie_seconds,
+        )
+
+
+@app.command()
+@grouped
+def bootstrap(
+    file: Annotated[Path, typer.Argument(envvar="LTSFT_PROJECT", help="The project file, such as configs/ud.yaml.")],
+    root: Annotated[Path, typer.Option(help="Folder with prefect.yaml and infra/.")] = Path(),
+    pools: PoolOptions = PoolOptions(),
+    runs: RunOptions = RunOptions(),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
 ) -> None:
     """Make Prefect, MLflow and the bucket ready for a project on a cluster; what is ready is not touched."""
     with told_errors():
         from tasks.orchestration import bootstrap as make_ready
 
-        changes = make_ready(
-            file,
-            root=root,
-            job_variables=dict(map(_name_and_value, job_variables or ())),
-            pool_limits=dict(map(_name_and_count, pool_limits or ())),
-            pool_type=pool_type,
-            schedules={name: str(when) for name, when in map(_name_and_value, schedules or ())},
-            app_folder=app_folder,
-            run_file=run_file,
-            zombie_seconds=zombie_seconds,
-            dry_run=dry_run,
-        )
+        changes = make_ready(file, root=root, pools=pools.read(), runs=runs.read(), dry_run=dry_run)
     for change in changes:
         print(change)
     print(f"{len(changes)} changes{' would be made' if dry_run else ''}" if changes else "nothing to change")
@@ -248,12 +258,17 @@ def inspect(sft: Annotated[Path, typer.Argument(help="An SFT folder.")], as_json
 
 
 @app.command()
-def sfts(file: ProjectFile, method: MethodOption = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+@grouped
+def sfts(
+    file: ProjectFile,
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - it is frozen
+    as_json: AsJson = False,
+) -> None:
     """List the SFTs of a project, the newest of each, with the folders that other commands take."""
     with told_errors():
         from tasks.workspace import open_workspace, stored_sfts
 
-        found = stored_sfts(open_workspace(project_ref(file, None, None, overrides, method), needs_data=False))
+        found = stored_sfts(open_workspace(options.ref(file), needs_data=False))
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2, default=str))
         return

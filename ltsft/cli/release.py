@@ -10,18 +10,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ltsft.cli.console import (
-    AsJson,
-    BaseOption,
-    DataRoot,
-    MethodOption,
-    Overrides,
-    console,
-    escaped,
-    project_ref,
-    told_errors,
-)
+from ltsft.cli.console import console, escaped, told_errors
 from ltsft.cli.flows import print_end, run_flow, start_server
+from ltsft.cli.options import AsJson, DataOptions, ProjectOptions, grouped
 
 releasing = typer.Typer()
 
@@ -34,6 +25,7 @@ Why = Annotated[str, typer.Option("--why", help="Why, for the record.")]
 
 
 @releasing.command()
+@grouped
 def promote(
     project: ProjectOption,
     language: Annotated[str | None, typer.Argument(help="Language code; every language without it.")] = None,
@@ -42,13 +34,10 @@ def promote(
     ] = None,
     why: Why = "",
     again: Annotated[bool, typer.Option("--again", help="Also what was rolled back.")] = False,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    method: MethodOption = None,
-    overrides: Overrides = None,
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Release what is scored and not live yet, if it passes its gates."""
-    ref = project_ref(project, data_root, base, overrides, method)
+    ref = options.ref(project)
     with told_errors():
         start_server()
         from flows.promote import promote as flow
@@ -57,6 +46,7 @@ def promote(
 
 
 @releasing.command()
+@grouped
 def rollback(
     project: ProjectOption,
     language: Language,
@@ -65,12 +55,10 @@ def rollback(
         str | None, typer.Option(help="A version that was live once, or none to take it out of service.")
     ] = None,
     why: Why = "",
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    overrides: Overrides = None,
+    options: DataOptions = DataOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Go back to the version that was live before."""
-    ref = project_ref(project, data_root, base, overrides)
+    ref = options.ref(project)
     with told_errors():
         start_server()
         from flows.rollback import rollback as flow
@@ -79,11 +67,10 @@ def rollback(
 
 
 @releasing.command()
+@grouped
 def releases(
     project: ProjectOption,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    overrides: Overrides = None,
+    options: DataOptions = DataOptions(),  # noqa: B008 - it is frozen
     as_json: AsJson = False,
 ) -> None:
     """Show what is live, since when, and what stands behind it."""
@@ -91,7 +78,7 @@ def releases(
         from tasks.releases import read_releases
         from tasks.workspace import open_workspace
 
-        ref = project_ref(project, data_root, base, overrides)
+        ref = options.ref(project)
         found = read_releases(open_workspace(ref, needs_data=False))
     if as_json:
         print(json.dumps([live.as_row() for live in found], indent=2))
@@ -115,6 +102,7 @@ def releases(
 
 
 @releasing.command()
+@grouped
 def export(
     project: ProjectOption,
     language: Language,
@@ -126,35 +114,31 @@ def export(
     version: Annotated[
         int | None, typer.Option(help="A version; the live one without it, and what is scored if none is live.")
     ] = None,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    method: MethodOption = None,
-    overrides: Overrides = None,
+    options: ProjectOptions = ProjectOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Write a composed model to where something else takes it from."""
     with told_errors():
         from tasks.releases import export_release
         from tasks.workspace import open_workspace
 
-        workspace = open_workspace(project_ref(project, data_root, base, overrides, method), needs_data=False)
+        workspace = open_workspace(options.ref(project), needs_data=False)
         wrote = export_release(workspace, language, target_task, to=to, folder=folder, version=version)
     console().print(f"wrote {escaped(wrote)}", soft_wrap=True)
 
 
 @releasing.command()
+@grouped
 def bundle(
     project: ProjectOption,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write, new or an earlier bundle.")],
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    overrides: Overrides = None,
+    options: DataOptions = DataOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Write everything that is live into a folder that a server can start from while the registry is away."""
     with told_errors():
         from tasks.releases import write_bundle
         from tasks.workspace import open_workspace
 
-        ref = project_ref(project, data_root, base, overrides)
+        ref = options.ref(project)
         wrote = write_bundle(open_workspace(ref, needs_data=False), folder)
     console().print(f"wrote {escaped(wrote)}", soft_wrap=True)
 
@@ -174,14 +158,13 @@ def push(
 
 
 @releasing.command()
+@grouped
 def serve(
     project: ProjectOption,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     bundle: Annotated[Path | None, typer.Option(help="Release bundle to start from when the registry is away.")] = None,
-    data_root: DataRoot = None,
-    base: BaseOption = None,
-    overrides: Overrides = None,
+    options: DataOptions = DataOptions(),  # noqa: B008 - it is frozen
 ) -> None:
     """Answer requests with every released composition, over one resident base."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a server starts from its bundle instead of waiting
@@ -189,4 +172,4 @@ def serve(
     with told_errors(is_stopped_at_end=False):  # the server is told to stop by a signal, and does
         from tasks.releases import run_service
 
-        run_service(project_ref(project, data_root, base, overrides), host=host, port=port, bundle=bundle)
+        run_service(options.ref(project), host=host, port=port, bundle=bundle)

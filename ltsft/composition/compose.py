@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -20,10 +20,10 @@ from ltsft.atomic import flush_folder, fresh_folder
 from ltsft.composition.fitting import Part, named
 from ltsft.composition.resident import Resident
 from ltsft.composition.rules import RULES, Piece, Rule
-from ltsft.composition.weights import shown_weight
+from ltsft.composition.weights import Weight, shown_weight
 from ltsft.errors import CompositionError
 from ltsft.methods import as_diffs
-from ltsft.sft import BaseRef
+from ltsft.sft import SFT, BaseRef
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -105,12 +105,7 @@ def export_composition(
         >>> parts = [(language_sft, 1.0), (task_sft, 1.0)]  # doctest: +SKIP
         >>> export_composition(model, tokenizer, parts, "released/pos-fo", base=base.ref)  # doctest: +SKIP
     """
-    stacked = [sft for sft, _ in parts if as_diffs(sft).adapter]
-    if stacked:
-        raise CompositionError(
-            f"{stacked[0].title} is an adapter of {stacked[0].method}, modules that no ordinary model has, so it "
-            "cannot be exported; export a method whose SFTs are diffs or can be added to the weights (lt_sft, lora)"
-        )
+    _refuse_stacked(parts)
     folder = Path(folder)
     is_used = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if is_used and not (folder / COMPOSITION_FILE).is_file():
@@ -121,19 +116,7 @@ def export_composition(
         with composed(model, parts, base=base, rule=rule):
             model.save_pretrained(fresh, state_dict=_stored_weights(model))
         tokenizer.save_pretrained(fresh)
-        content = {
-            "base": base.identity,
-            "rule": rule,
-            "parts": [
-                {
-                    "kind": sft.kind,
-                    "subject": sft.subject,
-                    "weight": dict(weight) if isinstance(weight, Mapping) else float(weight),
-                    "density": sft.density,
-                }
-                for sft, weight in parts
-            ],
-        }
+        content = {"base": base.identity, "rule": rule, "parts": [_told(sft, weight) for sft, weight in parts]}
         own_head = getattr(model.config, "ltsft_head", None)
         (fresh / "README.md").write_text(_export_card(parts, base, rule, own_head), encoding="utf-8")
         (fresh / COMPOSITION_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -146,6 +129,26 @@ def export_composition(
             fresh.replace(folder)
         flush_folder(folder.parent)
     return folder
+
+
+def _refuse_stacked(parts: Sequence[Part]) -> None:
+    """Refuse SFTs whose modules no ordinary model has."""
+    stacked = [sft for sft, _ in parts if as_diffs(sft).adapter]
+    if stacked:
+        raise CompositionError(
+            f"{stacked[0].title} is an adapter of {stacked[0].method}, modules that no ordinary model has, so it "
+            "cannot be exported; export a method whose SFTs are diffs or can be added to the weights (lt_sft, lora)"
+        )
+
+
+def _told(sft: SFT, weight: Weight) -> dict[str, Any]:
+    """Say what a part of an export is."""
+    return {
+        "kind": sft.kind,
+        "subject": sft.subject,
+        "weight": dict(weight) if isinstance(weight, Mapping) else float(weight),
+        "density": sft.density,
+    }
 
 
 def _stored_weights(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from ltsft.evaluation.matrix import unit as unit
 from ltsft.evaluation.paired import Interval as Interval
 from ltsft.evaluation.paired import Outcomes as Outcomes
 from ltsft.evaluation.paired import PairedDifference as PairedDifference
+from ltsft.evaluation.paired import deviation as deviation
 from ltsft.evaluation.paired import interval_of as interval_of
 from ltsft.evaluation.paired import paired_bootstrap as paired_bootstrap
 from ltsft.evaluation.paired import resampled_differences as resampled_differences

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import stdev
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ __all__ = [
     "Interval",
     "Outcomes",
     "PairedDifference",
+    "deviation",
     "interval_of",
     "paired_bootstrap",
     "resampled_differences",
@@ -51,6 +53,11 @@ class PairedDifference:
     standard_error: float
     probability_worse: float
     sentences: int
+
+
+def deviation(scores: Sequence[float]) -> float:
+    """Give the standard deviation of scores over seeds, as of a sample; 0 for one seed."""
+    return stdev(scores) if len(scores) > 1 else 0.0
 
 
 def paired_bootstrap(

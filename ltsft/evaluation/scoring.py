@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ltsft.base import Base
 from ltsft.composition import Part, Resident
 from ltsft.config import PartWeights, Precision
-from ltsft.evaluation.paired import Outcomes
+from ltsft.evaluation.paired import Outcomes, deviation
 from ltsft.evaluation.weight_interference import interference
 from ltsft.methods import method_named
 from ltsft.objectives import Evaluation, MaskedLM, TargetObjective
@@ -124,22 +124,10 @@ class Scorer:
         spoken: list[Part] = [] if language is None else [(language, weights.language)]
         alone = [self._tag(data.test, [(task, 1.0)]) for task in tasks]
         composed_scores = [self._tag(data.test, [*spoken, (task, weights.task)]) for task in tasks] if spoken else alone
-        scores = [e.score for e in composed_scores]
-        metrics = {
-            "score": fmean(scores),
-            "score_std": _std(scores),
-            "gain": fmean(scores) - fmean(e.score for e in alone),
-            "score_task_only": fmean(e.score for e in alone),
-            "score_task_only_std": _std([e.score for e in alone]),
-            "test_sentences": float(len({example.sentence for example in data.test})),
-            "test_size": composed_scores[0].metrics["size"],
-            "seeds": float(len(tasks)),
-        }
+        metrics = _summary(composed_scores, alone)
+        metrics["test_sentences"] = float(len({example.sentence for example in data.test}))
         if data.majority is not None:
             metrics["score_majority"] = self._objective.majority_score(data.majority, data.test)
-        for name in sorted(composed_scores[0].metrics.keys() - {"size", "words"}):
-            metrics[f"test.{name}"] = fmean(e.metrics[name] for e in composed_scores)
-            metrics[f"test_task_only.{name}"] = fmean(e.metrics[name] for e in alone)
         outcomes = {}
         for task, with_language, without in zip(tasks, composed_scores, alone, strict=True):
             seed = task.details["recipe"]["seed"]
@@ -200,6 +188,24 @@ class Scorer:
             return self._masked_lm.evaluate(model, text).metrics["loss"]
 
 
+def _summary(composed_scores: Sequence[Evaluation], alone: Sequence[Evaluation]) -> dict[str, float]:
+    """Give means over seeds: of compositions, and of the task SFTs alone."""
+    scores, without = [e.score for e in composed_scores], [e.score for e in alone]
+    metrics = {
+        "score": fmean(scores),
+        "score_std": deviation(scores),
+        "gain": fmean(scores) - fmean(without),
+        "score_task_only": fmean(without),
+        "score_task_only_std": deviation(without),
+        "test_size": composed_scores[0].metrics["size"],
+        "seeds": float(len(scores)),
+    }
+    for name in sorted(composed_scores[0].metrics.keys() - {"size", "words"}):
+        metrics[f"test.{name}"] = fmean(e.metrics[name] for e in composed_scores)
+        metrics[f"test_task_only.{name}"] = fmean(e.metrics[name] for e in alone)
+    return metrics
+
+
 def as_outcomes(evaluation: Evaluation) -> Outcomes:
     """Give the outcomes of an evaluation as an array, shape (sentences, 2), float64."""
     return np.asarray(evaluation.outcomes, dtype=np.float64).reshape(-1, 2)
@@ -214,7 +220,3 @@ def _ready(model: PreTrainedModel, device: str) -> PreTrainedModel:
     nn.Module.to(model, device)
     model.eval()
     return model
-
-
-def _std(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0

@@ -3,6 +3,7 @@ from ltsft.experiments.comparison import MethodScores as MethodScores
 from ltsft.experiments.comparison import compare_methods as compare_methods
 from ltsft.experiments.figures import comparison_figure as comparison_figure
 from ltsft.experiments.figures import sweep_figure as sweep_figure
+from ltsft.experiments.scope import Scope as Scope
 from ltsft.experiments.sweep import DensitySweep as DensitySweep
 from ltsft.experiments.sweep import ScoredCell as ScoredCell
 from ltsft.experiments.sweep import sweep_points as sweep_points

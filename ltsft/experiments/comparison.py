@@ -8,11 +8,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from ltsft.errors import ConfigError
-from ltsft.evaluation import Interval, Outcomes, interval_of, percent, points, resampled_differences
+from ltsft.evaluation import Interval, Outcomes, deviation, interval_of, percent, points, resampled_differences
+from ltsft.experiments.scope import Scope
 from ltsft.report import csv_table, markdown_table, text_table
 
 __all__ = ["Comparison", "ComparisonRow", "MethodScores", "compare_methods"]
@@ -181,26 +182,20 @@ def compare_methods(
     scored: Sequence[MethodScores],
     *,
     reference: str,
-    target_task: str,
-    metric: str,
+    scope: Scope,
     names: Mapping[str, str],
     confidence: float = 0.95,
     resamples: int = 2000,
-    gaps: Mapping[str, str] | None = None,
-    artificial: bool = False,
 ) -> Comparison:
     """Compare methods with a reference, by language and on average over the languages that all of them have scored.
 
     Args:
         scored: every method in every language.
         reference: the method that the others are compared with.
-        target_task: what was scored.
-        metric: what the score is, for people.
+        scope: what was scored.
         names: of the languages, by code, in the order of the table.
         confidence: of the intervals.
         resamples: how often sentences and seeds are drawn.
-        gaps: by method and language, why there is no score.
-        artificial: whether the languages are artificial.
 
     Raises:
         ConfigError: nothing is scored by all methods, the reference is missing, or seeds or test sets differ.
@@ -209,7 +204,9 @@ def compare_methods(
     methods = tuple(dict.fromkeys([reference, *(one.method for one in scored)]))
     codes = [code for code in names if all((method, code) in found for method in methods)]
     if not codes:
-        raise ConfigError(f"{target_task}: no language is scored by all of {', '.join(methods)}; nothing to compare")
+        raise ConfigError(
+            f"{scope.target_task}: no language is scored by all of {', '.join(methods)}; nothing to compare"
+        )
     seeds = tuple(sorted(found[reference, codes[0]].scores))
     for (method, code), one in found.items():
         if tuple(sorted(one.scores)) != seeds:
@@ -217,7 +214,31 @@ def compare_methods(
                 f"{method} in {code} was trained with seeds {sorted(one.scores)}, {reference} with {list(seeds)}; "
                 "compared are the same seeds"
             )
-    rows = []
+    rows = _rows(found, methods, codes, seeds, confidence=confidence, resamples=resamples)
+    return Comparison(
+        target_task=scope.target_task,
+        reference=reference,
+        metric=scope.metric,
+        seeds=seeds,
+        names={code: names[code] for code in codes},
+        rows=tuple(rows),
+        confidence=confidence,
+        gaps=dict(scope.gaps),
+        artificial=scope.artificial,
+    )
+
+
+def _rows(
+    found: Mapping[tuple[str, str], MethodScores],
+    methods: Sequence[str],
+    codes: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    confidence: float,
+    resamples: int,
+) -> list[ComparisonRow]:
+    """Give a row for each method in each language and on average; the first method is what they are compared with."""
+    reference, rows = methods[0], []
     for method in methods:
         drawn = {}
         for code in codes:
@@ -227,21 +248,11 @@ def compare_methods(
                 drawn[code] = resampled_differences(ours, theirs, resamples=resamples, seed=zlib.crc32(code.encode()))
             interval = interval_of([drawn[code]], confidence=confidence) if code in drawn else None
             scores = [one.scores[seed] for seed in seeds]
-            rows.append(ComparisonRow(method, code, fmean(scores), _std(scores), interval, one.supervised))
+            rows.append(ComparisonRow(method, code, fmean(scores), deviation(scores), interval, one.supervised))
         means = [fmean(found[method, code].scores[seed] for code in codes) for seed in seeds]
         interval = interval_of(list(drawn.values()), confidence=confidence) if drawn else None
-        rows.append(ComparisonRow(method, MEAN, fmean(means), _std(means), interval))
-    return Comparison(
-        target_task=target_task,
-        reference=reference,
-        metric=metric,
-        seeds=seeds,
-        names={code: names[code] for code in codes},
-        rows=tuple(rows),
-        confidence=confidence,
-        gaps=dict(gaps or {}),
-        artificial=artificial,
-    )
+        rows.append(ComparisonRow(method, MEAN, fmean(means), deviation(means), interval))
+    return rows
 
 
 def _score(row: ComparisonRow, seeds: int) -> str:
@@ -253,7 +264,3 @@ def _difference(row: ComparisonRow, seeds: int) -> str:
     if d is None:
         return "–"
     return f"{points(d.difference)} [{points(d.lower)}, {points(d.upper)}]{' *' if d.is_decided else '  '}"
-
-
-def _std(values: Sequence[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0

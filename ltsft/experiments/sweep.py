@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
 from ltsft.errors import ConfigError
-from ltsft.evaluation import Interval, Outcomes, interval_of, percent, points, resampled_differences
+from ltsft.evaluation import Interval, Outcomes, deviation, interval_of, percent, points, resampled_differences
+from ltsft.experiments.scope import Scope
 from ltsft.report import csv_table, markdown_table, text_table
 
 __all__ = ["LOSS_CHANGE", "MEASURES", "DensityPoint", "DensitySweep", "ScoredCell", "sweep_points"]
@@ -190,28 +191,22 @@ def sweep_points(
     cells: Mapping[tuple[float, float], Mapping[str, ScoredCell]],
     fits: Mapping[tuple[float, float], tuple[float, float]],
     *,
-    target_task: str,
-    metric: str,
+    scope: Scope,
     languages: Sequence[str],
     source: str,
     confidence: float = 0.95,
     resamples: int = 2000,
-    gaps: Mapping[str, str] | None = None,
-    artificial: bool = False,
 ) -> DensitySweep:
     """Put the cells of a sweep together.
 
     Args:
         cells: by (language density, task density), then by language.
         fits: by the same, the score on what was trained on and on what was held out.
-        target_task: what was scored.
-        metric: what the score is, for people.
+        scope: what was scored.
         languages: target languages, without source languages; those that some point has no score of are left out.
         source: the source language.
         confidence: of the interval of the best pair less the densest.
         resamples: how often sentences and seeds are drawn for it.
-        gaps: by point, what could not be scored and why.
-        artificial: whether the languages are artificial.
 
     Raises:
         ConfigError: no language is scored at every point.
@@ -219,28 +214,20 @@ def sweep_points(
     pairs = sorted(pair for pair in cells if pair in fits)
     codes = tuple(code for code in languages if pairs and all(code in cells[pair] for pair in pairs))
     if not codes:
-        raise ConfigError(f"{target_task}: no target language is scored at every pair of densities; nothing to show")
-    seeds = tuple(sorted(cells[pairs[0]][codes[0]].outcomes))
-    found = []
-    for pair in pairs:
-        here = [cells[pair][code].metrics for code in codes]
-        by_seed = [fmean(m[f"score.seed.{seed}"] for m in here) for seed in seeds]
-        spread = sum((score - fmean(by_seed)) ** 2 for score in by_seed) / max(1, len(seeds) - 1)
-        at_source = cells[pair].get(source)
-        found.append(
-            DensityPoint(
-                *pair,
-                score=fmean(by_seed),
-                std=spread**0.5,
-                task_only=fmean(m.get("score_task_only", 0.0) for m in here),
-                source_score=at_source.metrics["score"] if at_source is not None else None,
-                train_score=fits[pair][0],
-                held_out_score=fits[pair][1],
-                measures={n: fmean(m[n] for m in here) for n in MEASURES if all(n in m for m in here)},
-                by_language={code: cells[pair][code].metrics["score"] for code in codes},
-            )
+        raise ConfigError(
+            f"{scope.target_task}: no target language is scored at every pair of densities; nothing to show"
         )
-    sweep = DensitySweep(target_task, metric, codes, seeds, tuple(found), None, dict(gaps or {}), artificial)
+    seeds = tuple(sorted(cells[pairs[0]][codes[0]].outcomes))
+    sweep = DensitySweep(
+        scope.target_task,
+        scope.metric,
+        codes,
+        seeds,
+        tuple(_point(pair, cells[pair], fits[pair], codes=codes, seeds=seeds, source=source) for pair in pairs),
+        None,
+        dict(scope.gaps),
+        scope.artificial,
+    )
     if sweep.best is sweep.densest:
         return sweep
     best, dense = (cells[p.language_density, p.task_density] for p in (sweep.best, sweep.densest))
@@ -252,8 +239,33 @@ def sweep_points(
         )
         for code in codes
     ]
-    interval = interval_of(drawn, confidence=confidence)
-    return DensitySweep(target_task, metric, codes, seeds, tuple(found), interval, sweep.gaps, artificial)
+    return replace(sweep, against_dense=interval_of(drawn, confidence=confidence))
+
+
+def _point(
+    pair: tuple[float, float],
+    cells: Mapping[str, ScoredCell],
+    fit: tuple[float, float],
+    *,
+    codes: Sequence[str],
+    seeds: Sequence[int],
+    source: str,
+) -> DensityPoint:
+    """Put the cells of a pair of densities together, on average over some languages."""
+    here = [cells[code].metrics for code in codes]
+    by_seed = [fmean(m[f"score.seed.{seed}"] for m in here) for seed in seeds]
+    at_source = cells.get(source)
+    return DensityPoint(
+        *pair,
+        score=fmean(by_seed),
+        std=deviation(by_seed),
+        task_only=fmean(m.get("score_task_only", 0.0) for m in here),
+        source_score=at_source.metrics["score"] if at_source is not None else None,
+        train_score=fit[0],
+        held_out_score=fit[1],
+        measures={n: fmean(m[n] for m in here) for n in MEASURES if all(n in m for m in here)},
+        by_language={code: cells[code].metrics["score"] for code in codes},
+    )
 
 
 def _pair(point: DensityPoint) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from ltsft.config import LT_SFT, LabelledData, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
 from ltsft.methods import method_named
-from ltsft.project.project import Project
+from ltsft.project.project import Language, Project
 
 __all__ = [
     "Existing",
@@ -220,73 +220,100 @@ def make_plan(
 
 def products(project: Project, prints: Fingerprints) -> list[Product]:
     """List every product of a project with its key, each after those that it needs."""
-    method = method_named(project.method)
-    named = {} if method.name == LT_SFT else {"method": method.name}
-    encoder = {"encoder": prints.encoder, "tokenizer": prints.tokenizer}
-    found: dict[str, Product] = {}
+    return _Products(project, prints).listed()
 
-    def add(kind: str, subject: str, parts: dict[str, Any], needs: Iterable[str], **facts: Any) -> None:
-        upstream = {need: found[need].key for need in needs}
-        parts = {"kind": kind, **named, **parts, "upstream": upstream}
-        found[subject] = Product(kind, subject, _hash(parts), parts, tuple(upstream), **facts)
 
-    def languages_of(codes: Iterable[str]) -> list[str]:
-        return [language_subject(code) for code in codes] if method.has_languages else []
+class _Products:
+    """Works out the products of a project, each from what it is made of and from those that it needs."""
 
-    recipe = project.recipes["language"]
-    for code, language in project.languages.items() if method.has_languages else ():
+    def __init__(self, project: Project, prints: Fingerprints) -> None:
+        self._project = project
+        self._prints = prints
+        self._method = method_named(project.method)
+        self._named = {} if self._method.name == LT_SFT else {"method": self._method.name}
+        self._encoder = {"encoder": prints.encoder, "tokenizer": prints.tokenizer}
+        self._found: dict[str, Product] = {}
+
+    def listed(self) -> list[Product]:
+        """Give all of them."""
+        for code, language in self._project.languages.items() if self._method.has_languages else ():
+            self._add_language(code, language)
+        for target in self._project.target_tasks.values():
+            seeds = self._project.recipes[target.name].seeds
+            source = target.source_name
+            sources = [self._add_task(target, target.sources, source, seed) for seed in seeds]
+            supervised = {
+                code: self._add_task(target, {code: data}, code, seeds[0], is_supervised=True)
+                for code, data in target.supervised.items()
+            }
+            for code in target.test:
+                self._add_cell(target, code, [*sources, *([supervised[code]] if code in supervised else [])])
+        return list(self._found.values())
+
+    def _add(self, kind: str, subject: str, parts: dict[str, Any], needs: Iterable[str], **facts: Any) -> None:
+        upstream = {need: self._found[need].key for need in needs}
+        parts = {"kind": kind, **self._named, **parts, "upstream": upstream}
+        self._found[subject] = Product(kind, subject, _hash(parts), parts, tuple(upstream), **facts)
+
+    def _languages_of(self, codes: Iterable[str]) -> list[str]:
+        return [language_subject(code) for code in codes] if self._method.has_languages else []
+
+    def _add_language(self, code: str, language: Language) -> None:
+        recipe = self._project.recipes["language"]
         parts = {
             "procedure": TRAINING,
             "language": code,
-            "base": {**encoder, "head": prints.head},
-            "text": prints.of(language.text),
-            "recipe": method.used(recipe, recipe.seeds[0]),
+            "base": {**self._encoder, "head": self._prints.head},
+            "text": self._prints.of(language.text),
+            "recipe": self._method.used(recipe, recipe.seeds[0]),
         }
-        add("language", language_subject(code), parts, (), language=code, seed=recipe.seeds[0])
+        self._add("language", language_subject(code), parts, (), language=code, seed=recipe.seeds[0])
 
-    for name, target in project.target_tasks.items():
-        task_recipe = project.recipes[name]
-
-        def add_task(data: Mapping[str, LabelledData], language: str, seed: int, *, is_supervised: bool) -> str:
-            subject = task_subject(name, language, seed)  # noqa: B023 - called in the same turn of the loop
-            parts = {
-                "procedure": TRAINING,
-                "target_task": name,  # noqa: B023
-                "objective": target.objective,  # noqa: B023
-                "labels": list(target.labels),  # noqa: B023
-                **_reading(target),  # noqa: B023
-                "source_language": language,
-                "base": encoder,
-                "train": _of_languages({code: prints.of(labelled.train) for code, labelled in data.items()}),
-                "dev": _of_languages({code: prints.of(labelled.dev) for code, labelled in data.items()}),
-                **(_mixing(target) if len(data) > 1 else {}),  # noqa: B023
-                **_word_lists(task_recipe, prints),  # noqa: B023
-                "recipe": method.used(task_recipe, seed),  # noqa: B023
-            }
-            facts = {"language": language, "target_task": name, "seed": seed, "is_supervised": is_supervised}  # noqa: B023
-            if subject not in found:
-                add("task", subject, parts, languages_of(data), **facts)
-            return subject
-
-        source = target.source_name
-        sources = [add_task(target.sources, source, s, is_supervised=False) for s in task_recipe.seeds]
-        supervised = {
-            code: add_task({code: data}, code, task_recipe.seeds[0], is_supervised=True)
-            for code, data in target.supervised.items()
+    def _add_task(
+        self,
+        target: TargetTask,
+        data: Mapping[str, LabelledData],
+        language: str,
+        seed: int,
+        *,
+        is_supervised: bool = False,
+    ) -> str:
+        """Add a task SFT, unless it is there; give its subject."""
+        subject = task_subject(target.name, language, seed)
+        recipe = self._project.recipes[target.name]
+        parts = {
+            "procedure": TRAINING,
+            "target_task": target.name,
+            "objective": target.objective,
+            "labels": list(target.labels),
+            **_reading(target),
+            "source_language": language,
+            "base": self._encoder,
+            "train": _of_languages({code: self._prints.of(labelled.train) for code, labelled in data.items()}),
+            "dev": _of_languages({code: self._prints.of(labelled.dev) for code, labelled in data.items()}),
+            **(_mixing(target) if len(data) > 1 else {}),
+            **_word_lists(recipe, self._prints),
+            "recipe": self._method.used(recipe, seed),
         }
-        for code, test in target.test.items():
-            needs = [*languages_of([code]), *sources, *([supervised[code]] if code in supervised else [])]
-            parts = {
-                "procedure": SCORING,
-                "language": code,
-                "target_task": name,
-                "base": {**encoder, "head": prints.head},
-                "test": prints.of(test),
-                **_reading(target),
-                **(project.composition.key_parts(code) if method.has_languages else {"rule": "sum"}),
-            }
-            add("cell", cell_subject(name, code), parts, needs, language=code, target_task=name)
-    return list(found.values())
+        facts = {"language": language, "target_task": target.name, "seed": seed, "is_supervised": is_supervised}
+        if subject not in self._found:
+            self._add("task", subject, parts, self._languages_of(data), **facts)
+        return subject
+
+    def _add_cell(self, target: TargetTask, code: str, tasks: Iterable[str]) -> None:
+        """Add the score of a language, which task SFTs have."""
+        has_languages = self._method.has_languages
+        parts = {
+            "procedure": SCORING,
+            "language": code,
+            "target_task": target.name,
+            "base": {**self._encoder, "head": self._prints.head},
+            "test": self._prints.of(target.test[code]),
+            **_reading(target),
+            **(self._project.composition.key_parts(code) if has_languages else {"rule": "sum"}),
+        }
+        needs = [*self._languages_of([code]), *tasks]
+        self._add("cell", cell_subject(target.name, code), parts, needs, language=code, target_task=target.name)
 
 
 def _of_languages(prints: Mapping[str, list[str]]) -> Any:

@@ -19,7 +19,7 @@ from ltsft.data import read_text
 from ltsft.objectives import MaskedLM, pack_text, split_held_out
 from ltsft.toy.grammar import MARKS, ToyLanguage
 from ltsft.toy.settings import BASE, BaseSettings, ToyConfig
-from ltsft.training import Phase, run_phase
+from ltsft.training import Phase, TrainingData, run_phase
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 HELD_OUT = 64
@@ -62,13 +62,36 @@ def pretrain_base(
     packed = pack_text(
         read_text(texts), tokenizer, max_length=settings.max_length, file=work / f"{settings.max_length}.tokens"
     )
-    examples, held_out = split_held_out(packed, HELD_OUT)
     model = _build_model(settings, tokenizer, seed=config.seed)
-    parameters = dict(model.named_parameters())
-    phase = Phase(
+    data = TrainingData(*split_held_out(packed, HELD_OUT))
+    objective = MaskedLM(tokenizer, mask_probability=settings.mask_probability)
+    phase = _phase(config, model, objective, data, folder=work / "phase", checkpoint_seconds=checkpoint_seconds)
+
+    def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        loss = metrics.get("pre-training.loss")
+        if loss is not None and step % max(1, steps // MESSAGES) < max(1, steps // 50):
+            on_progress(f"pre-training the toy base: step {step} of {steps}, loss {loss:.2f}")
+
+    result = run_phase(phase, report)
+    on_progress(f"pre-trained the toy base: held-out loss {-result.score:.2f} after {result.steps} steps")
+    return _save(model, tokenizer, folder / BASE)
+
+
+def _phase(
+    config: ToyConfig,
+    model: PreTrainedModel,
+    objective: MaskedLM,
+    data: TrainingData,
+    *,
+    folder: Path,
+    checkpoint_seconds: float,
+) -> Phase:
+    """Give the one phase: everything trains, and nothing is pulled anywhere."""
+    settings, parameters = config.base, dict(model.named_parameters())
+    return Phase(
         name="pre-training",
         model=model,
-        objective=MaskedLM(tokenizer, mask_probability=settings.mask_probability),
+        objective=objective,
         maskable=parameters,
         head={},
         support=None,
@@ -80,21 +103,12 @@ def pretrain_base(
             density=1.0, batch_size=settings.batch_size, max_length=settings.max_length, warmup=0.1, evaluations=2
         ),
         seed=config.seed,
-        examples=examples,
-        held_out=held_out,
-        folder=work / "phase",
+        examples=data.examples,
+        held_out=data.held_out,
+        folder=folder,
         checkpoint_seconds=checkpoint_seconds,
         device="cpu",
     )
-
-    def report(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        loss = metrics.get("pre-training.loss")
-        if loss is not None and step % max(1, steps // MESSAGES) < max(1, steps // 50):
-            on_progress(f"pre-training the toy base: step {step} of {steps}, loss {loss:.2f}")
-
-    result = run_phase(phase, report)
-    on_progress(f"pre-trained the toy base: held-out loss {-result.score:.2f} after {result.steps} steps")
-    return _save(model, tokenizer, folder / BASE)
 
 
 def _build_model(settings: BaseSettings, tokenizer: PreTrainedTokenizerFast, *, seed: int) -> PreTrainedModel:

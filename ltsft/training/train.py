@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ltsft.base import Base, parameter_roles
+from ltsft.base import Base, Roles, parameter_roles
 from ltsft.composition import composed
 from ltsft.errors import TrainingError
 from ltsft.methods import AdapterMethod, Method, SupportMethod, method_named
@@ -64,8 +64,7 @@ def train_sft(
         CompositionError: an applied SFT does not fit the base.
         InterruptedTraining: `should_stop` said so.
     """
-    if not all(len(data.examples) for data in training.rounds):
-        raise TrainingError(f"{training.title}: there is nothing to train on")
+    _refuse_nothing(training)
     method, recipe = method_named(training.method), training.recipe
     device = join_processes(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = _build_model(base, training, device)
@@ -86,15 +85,30 @@ def train_sft(
         keep_threads(numerics[-1].threads),
         composed(model, [(sft, 1.0) for sft in training.applied], base=base.ref, heads=False),
     ):
-        match method:
-            case SupportMethod():
-                learnt = learn_diffs(stages, method, roles)
-            case AdapterMethod():
-                learnt = learn_modules(stages, method, roles)
-            case _:
-                raise TypeError(f"method {method.name} is neither a SupportMethod nor an AdapterMethod")
+        learnt = _learn(stages, method, roles)
         forgetting = _forgetting(stages, model, learnt.rounds)
         head = {name: p.detach().cpu().clone() for name, p in roles.head.items()}
+    details = {**_details(training, method, numerics, learnt), **forgetting}
+    return _as_sft(base, training, learnt, head=head, maskable=roles.size, details=details)
+
+
+def _refuse_nothing(training: Training) -> None:
+    if not all(len(data.examples) for data in training.rounds):
+        raise TrainingError(f"{training.title}: there is nothing to train on")
+
+
+def _learn(stages: Stages, method: Method, roles: Roles) -> Learnt:
+    match method:
+        case SupportMethod():
+            return learn_diffs(stages, method, roles)
+        case AdapterMethod():
+            return learn_modules(stages, method, roles)
+    raise TypeError(f"method {method.name} is neither a SupportMethod nor an AdapterMethod")
+
+
+def _as_sft(
+    base: Base, training: Training, learnt: Learnt, *, head: dict[str, Tensor], maskable: int, details: dict[str, Any]
+) -> SFT:
     return SFT(
         kind=training.kind,
         subject=training.subject,
@@ -102,11 +116,11 @@ def train_sft(
         diffs=learnt.diffs,
         head=head,
         labels=training.objective.labels,
-        maskable=roles.size,
+        maskable=maskable,
         source_languages=training.source_languages,
         method=training.method,
         adapter=learnt.adapter,
-        details={**_details(training, method, numerics, learnt), **forgetting},
+        details=details,
     )
 
 

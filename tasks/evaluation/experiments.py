@@ -27,7 +27,7 @@ from ltsft.project import Project, ProjectRef, Step, language_subject, task_subj
 from ltsft.training import split_examples
 from tasks.evaluation.cells import OUTCOMES, target_scorer
 from tasks.orchestration import artifact_key, task
-from tasks.tracking import Child, Record, canonical_json
+from tasks.tracking import Child, NewRun, Record, canonical_json
 from tasks.training import target_objective
 from tasks.workspace import Workspace
 
@@ -187,7 +187,7 @@ def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]
     with workspace.claim(key, f"fit {target.name}") as existing:
         if existing is None:
             name = f"fit {target.name}"
-            with workspace.tracker.open_run(name=name, kind="fit", subject=name, key=key, parts=parts) as run:
+            with workspace.tracker.open_run(NewRun(name=name, kind="fit", subject=name, key=key, parts=parts)) as run:
                 run.log_metrics(_fit(workspace, target, tasks))
     record = workspace.tracker.find(key)
     if record is None:
@@ -203,11 +203,7 @@ def log_experiment(workspace: Workspace, reported: Reported) -> str:
         if existing is not None:
             return existing
         with workspace.tracker.open_run(
-            name=reported.name,
-            kind=reported.kind,
-            subject=reported.name,
-            key=key,
-            parts=reported.parts,
+            NewRun(name=reported.name, kind=reported.kind, subject=reported.name, key=key, parts=reported.parts)
         ) as run:
             workspace.tracker.log_children(run, reported.children)
             run.log_metrics(reported.metrics)

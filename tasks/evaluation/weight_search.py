@@ -19,6 +19,7 @@ from ltsft.project import language_subject, task_subject
 from tasks.evaluation.cells import labelled_examples, target_scorer
 from tasks.evaluation.experiments import VERSION, hash_of_parts
 from tasks.orchestration import artifact_key, show, task
+from tasks.tracking import NewRun
 from tasks.workspace import Workspace
 
 
@@ -83,7 +84,9 @@ def _log(workspace: Workspace, result: WeightSearch, upstream: dict[str, str]) -
     key = hash_of_parts(parts)
     with workspace.claim(key, name) as existing:
         if existing is None:
-            with workspace.tracker.open_run(name=name, kind="weights", subject=name, key=key, parts=parts) as run:
+            with workspace.tracker.open_run(
+                NewRun(name=name, kind="weights", subject=name, key=key, parts=parts)
+            ) as run:
                 best = result.best
                 run.log_params({"rule": best.rule, "language_weight": best.language, "task_weight": best.task})
                 run.log_metrics({"score": result.mean(best)})

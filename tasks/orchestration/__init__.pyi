@@ -1,3 +1,5 @@
+from tasks.orchestration.bootstrapping import PoolSettings as PoolSettings
+from tasks.orchestration.bootstrapping import RunSettings as RunSettings
 from tasks.orchestration.bootstrapping import bootstrap as bootstrap
 from tasks.orchestration.cluster import read_jobs as read_jobs
 from tasks.orchestration.deployed import deployment_name as deployment_name

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,45 @@ EXPIRE_DAYS = {"leases": 30, "checkpoints": 30}
 INBOX_README = "inbox/README.md"
 
 
+@dataclass(frozen=True)
+class PoolSettings:
+    """What of the pools is otherwise than in ``infra/work-pools``.
+
+    Attributes:
+        job_variables: new defaults of variables of the pools, such as ``image``, or of one: ``ltsft-gpu.image``.
+        limits: by pool, how many of its runs may run at once.
+        type: "kubernetes"; or "process", where a worker runs flows in its own container.
+    """
+
+    job_variables: Mapping[str, Any] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    type: str = "kubernetes"
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What of the deployments is otherwise than in ``prefect.yaml``.
+
+    Attributes:
+        app_folder: where flows find the code; ``/app`` in our image.
+        file: where flows find the project file. Without it: a file under the root, where it is in the image, which has
+            the same tree in ``app_folder``; another one, where it is here.
+        schedules: by deployment, another schedule; see `tasks.orchestration.deploying.parse_schedule`.
+        zombie_seconds: a run that is silent for so long has crashed.
+    """
+
+    app_folder: str = "/app"
+    file: str | None = None
+    schedules: Mapping[str, str] = field(default_factory=dict)
+    zombie_seconds: float = ZOMBIE_SECONDS
+
+
 def bootstrap(
     file: Path,
     *,
     root: Path,
-    job_variables: Mapping[str, Any] | None = None,
-    app_folder: str = "/app",
-    run_file: str | None = None,
-    pool_limits: Mapping[str, int] | None = None,
-    pool_type: str = "kubernetes",
-    schedules: Mapping[str, str] | None = None,
-    zombie_seconds: float = ZOMBIE_SECONDS,
+    pools: PoolSettings = PoolSettings(),
+    runs: RunSettings = RunSettings(),
     dry_run: bool = False,
 ) -> list[Change]:
     """Create or update everything that a project needs in Prefect, MLflow and S3.
@@ -51,15 +80,8 @@ def bootstrap(
     Args:
         file: the project file. Data and base need not be here.
         root: folder with ``prefect.yaml`` and ``infra/work-pools``.
-        job_variables: new defaults of variables of the pools, such as ``image``, or of one: ``ltsft-gpu.image``.
-        app_folder: where flows find the code; ``/app`` in our image.
-        run_file: where flows find the project file. Without it: a file under the root, where it is in the image, which
-            has the same tree in ``app_folder``; another one, where it is here.
-        pool_limits: by pool, how many of its runs may run at once.
-        pool_type: "kubernetes"; or "process", where a worker runs flows in its own container.
-        schedules: by deployment, another schedule than ``prefect.yaml`` says; see
-            `tasks.orchestration.deploying.parse_schedule`.
-        zombie_seconds: a run that is silent for so long has crashed.
+        pools: what of the pools is otherwise.
+        runs: what of the deployments is otherwise.
         dry_run: only say what would change.
 
     Returns:
@@ -74,18 +96,18 @@ def bootstrap(
     wanted = read_wanted(
         _read_yaml(root / "prefect.yaml")["deployments"],
         project.name,
-        project_file=run_file or _where_runs_find(file, root),
-        app_folder=app_folder,
-        schedules=schedules or {},
+        project_file=runs.file or _where_runs_find(file, root),
+        app_folder=runs.app_folder,
+        schedules=runs.schedules,
     )
     doing = Doing(dry_run)
     try:
         with get_client(sync_client=True) as client:
             for file in sorted(root.glob("infra/work-pools/*.json")):
-                template = _template(file, pool_type, job_variables or {})
-                _pool(client, doing, file.stem, pool_type, template, (pool_limits or {}).get(file.stem))
+                template = _template(file, pools.type, pools.job_variables)
+                _pool(client, doing, file.stem, pools.type, template, pools.limits.get(file.stem))
             deploy(client, doing, project.name, wanted)
-            ensure_automation(client, doing, zombie_automation(zombie_seconds))
+            ensure_automation(client, doing, zombie_automation(runs.zombie_seconds))
     except httpx.HTTPError as error:
         shown = error.response.text[:500] if isinstance(error, httpx.HTTPStatusError) else str(error)
         raise ServiceError(

@@ -116,14 +116,10 @@ def decide(
                 crash[run.id] = why
             continue
         active = [job for job in by_run[run.id] if job.is_active]
-        for job in active:
-            if job.waiting_since is not None and run.is_live:
-                limit = timedelta(seconds=job.pending_timeout) if job.pending_timeout is not None else pending_timeout
-                waited = now - job.waiting_since
-                if waited >= limit:
-                    seconds = round(waited.total_seconds())
-                    crash[run.id] = f"its pod did not start within {seconds} s; the cluster says: {'; '.join(job.told)}"
-                    delete[job.name] = f"its pod did not start, run {run.name}"
+        for job in active if run.is_live else ():
+            if why := _not_started(job, now=now, pending_timeout=pending_timeout):
+                crash[run.id] = why
+                delete[job.name] = f"its pod did not start, run {run.name}"
         if not active and run.is_live and now - run.since >= patience:
             crash[run.id] = (
                 "it is shown as running, but it has no pod in the cluster"
@@ -147,6 +143,18 @@ def decide(
     }
     close |= {open_run.run_id: "its flow run crashed" for open_run in open_runs if open_run.flow_run in crash}
     return Actions(crash, [id for id in reschedule if not known[id].has_waiting_parent], delete, close)
+
+
+def _not_started(job: Job, *, now: datetime, pending_timeout: timedelta) -> str:
+    """Say for how long a pod has not started, if that is too long; nothing if it may wait."""
+    if job.waiting_since is None:
+        return ""
+    limit = timedelta(seconds=job.pending_timeout) if job.pending_timeout is not None else pending_timeout
+    waited = now - job.waiting_since
+    if waited < limit:
+        return ""
+    seconds = round(waited.total_seconds())
+    return f"its pod did not start within {seconds} s; the cluster says: {'; '.join(job.told)}"
 
 
 def _without_cluster(

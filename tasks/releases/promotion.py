@@ -42,7 +42,7 @@ from tasks.releases.registry import (
     open_registry,
     release_subject,
 )
-from tasks.tracking import Record, RunHandle, canonical_json, user_name
+from tasks.tracking import NewRun, Record, RunHandle, canonical_json, user_name
 from tasks.training import target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
@@ -125,18 +125,20 @@ def open_promotion(
     gate = workspace.project.gates.release.model_dump(mode="json")
     parts = {"kind": kind, "composition": composition.key, "over": over, "gate": gate}
     return workspace.tracker.open_run(
-        name=f"{'promote' if kind == PROMOTION else 'put forward'} {slot}",
-        kind=kind,
-        subject=release_subject(slot),
-        key=hash_of(canonical_json(parts), workspace.project.name, *slot),
-        parts=parts,
-        tags={
-            **_slot_tags(slot),
-            "mlflow.user": who or user_name(),
-            REASON: reason,
-            "ltsft.parents": parents(composition),
-        },
-        params={"composition": composition.key, "over": over, **{f"gate.{n}": v for n, v in gate.items()}},
+        NewRun(
+            name=f"{'promote' if kind == PROMOTION else 'put forward'} {slot}",
+            kind=kind,
+            subject=release_subject(slot),
+            key=hash_of(canonical_json(parts), workspace.project.name, *slot),
+            parts=parts,
+            tags={
+                **_slot_tags(slot),
+                "mlflow.user": who or user_name(),
+                REASON: reason,
+                "ltsft.parents": parents(composition),
+            },
+            params={"composition": composition.key, "over": over, **{f"gate.{n}": v for n, v in gate.items()}},
+        )
     )
 
 

@@ -22,7 +22,7 @@ from tasks.releases.registry import (
     release_subject,
     version_before,
 )
-from tasks.tracking import RunHandle, canonical_json, user_name
+from tasks.tracking import NewRun, RunHandle, canonical_json, user_name
 from tasks.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)
@@ -109,18 +109,20 @@ def _reopened(workspace: Workspace, event: Event) -> RunHandle:
 def _record(workspace: Workspace, slot: Slot, before: int, after: int | None, *, reason: str, who: str) -> RunHandle:
     parts = {"kind": ROLLBACK, "from": before, "to": after, "at": uuid.uuid4().hex}
     return workspace.tracker.open_run(
-        name=f"roll back {slot}",
-        kind=ROLLBACK,
-        subject=release_subject(slot),
-        key=hash_of(canonical_json(parts)),
-        parts=parts,
-        tags={
-            "ltsft.language": slot.language,
-            "ltsft.target_task": slot.target_task,
-            "mlflow.user": who or user_name(),
-            REASON: reason,
-            FROM_VERSION: str(before),
-            TO_VERSION: str(after or WITHDRAW),
-        },
-        params={"from": before, "to": after},
+        NewRun(
+            name=f"roll back {slot}",
+            kind=ROLLBACK,
+            subject=release_subject(slot),
+            key=hash_of(canonical_json(parts)),
+            parts=parts,
+            tags={
+                "ltsft.language": slot.language,
+                "ltsft.target_task": slot.target_task,
+                "mlflow.user": who or user_name(),
+                REASON: reason,
+                FROM_VERSION: str(before),
+                TO_VERSION: str(after or WITHDRAW),
+            },
+            params={"from": before, "to": after},
+        )
     )

@@ -10,7 +10,7 @@ import getpass
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+    from tasks.tracking.inputs import DataInput
 
 KEY, KIND, SUBJECT, BASE, PARENTS = "ltsft.key", "ltsft.kind", "ltsft.subject", "ltsft.base", "ltsft.parents"
 PARTS, FAILURE, FAILURE_TYPE, ATTEMPTS = "ltsft.parts", "ltsft.failure", "ltsft.failure_type", "ltsft.attempts"
@@ -32,6 +34,43 @@ PARENT_RUN, NOTE, COMMIT, DIRTY = (
 )
 _TAG_LENGTH = 5000  # characters; MLflow 3 allows 8000, older servers 5000, and both cut longer ones without a word
 _PARAM_LENGTH = 6000
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """The run of a product that is about to be made.
+
+    Attributes:
+        name: shown in MLflow, such as ``language fo``.
+        kind: such as ``language``, ``task``, ``cell``, ``matrix``.
+        subject: what it is about, the same from one version of the product to the next.
+        key: the hash that determines the product.
+        parts: everything that determines the key; any JSON values.
+        tags: more tags.
+        params: the recipe; nested mappings become dotted names. Parameters that a resumed run has already stay.
+        description: what people read on the run's page, in Markdown.
+        inputs: the data that it reads.
+    """
+
+    name: str
+    kind: str
+    subject: str
+    key: str
+    parts: Mapping[str, Any]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    inputs: Sequence[DataInput] = ()
+
+    @property
+    def all_tags(self) -> dict[str, str]:
+        """The tags by which it is found, and the others."""
+        return {
+            **self.tags,
+            **split_text(PARTS, canonical_json(self.parts)),
+            **{KEY: self.key, KIND: self.kind, SUBJECT: self.subject},
+            **({DESCRIPTION: self.description, NOTE: self.description} if self.description else {}),
+        }
 
 
 @dataclass(frozen=True)

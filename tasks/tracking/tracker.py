@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
@@ -38,23 +38,19 @@ from tasks.tracking.database import no_collection, patiently
 from tasks.tracking.inputs import DataInput
 from tasks.tracking.records import (
     ATTEMPTS,
-    DESCRIPTION,
     FLOW_RUN,
     KEY,
     KIND,
-    NOTE,
     PARENT_RUN,
-    PARTS,
     SUBJECT,
     Child,
     Failure,
+    NewRun,
     OpenRun,
     Record,
-    canonical_json,
     cut_tags,
     flatten_params,
     git_tags,
-    split_text,
     user_name,
 )
 from tasks.tracking.runs import RunHandle
@@ -137,35 +133,13 @@ class Tracker(Connection):
             shown = re.sub(r"//[^/@]*@", "//***@", uri)
             raise ServiceError(f"MLflow at {shown} cannot be asked for experiment {name!r}: {error}") from error
 
-    def open_run(
-        self,
-        *,
-        name: str,
-        kind: str,
-        subject: str,
-        key: str,
-        parts: Mapping[str, Any],
-        tags: Mapping[str, str] | None = None,
-        params: Mapping[str, Any] | None = None,
-        parent_run_id: str | None = None,
-        description: str = "",
-        inputs: Sequence[DataInput] = (),
-    ) -> RunHandle:
+    def open_run(self, new: NewRun) -> RunHandle:
         """Open the run of a product, or go on with the one that a killed process left behind.
 
         The caller holds the lock of the key: a RUNNING run of the same key is taken for one whose process is gone.
 
         Args:
-            name: shown in MLflow, such as ``language fo``.
-            kind: such as ``language``, ``task``, ``cell``, ``matrix``.
-            subject: what it is about, the same from one version of the product to the next.
-            key: the hash that determines the product.
-            parts: everything that determines the key; any JSON values.
-            tags: more tags.
-            params: the recipe; nested mappings become dotted names. Parameters that a resumed run has already stay.
-            parent_run_id: the run that this one is shown under.
-            description: what people read on the run's page, in Markdown.
-            inputs: the data that it reads.
+            new: the run.
 
         Returns:
             A handle on the run; as a context manager it finishes the run, or says why it did not.
@@ -173,29 +147,22 @@ class Tracker(Connection):
         Raises:
             ServiceError: MLflow cannot be reached or refuses.
         """
-        all_tags = {
-            **self._source_tags,
-            **(tags or {}),
-            **split_text(PARTS, canonical_json(parts)),
-            **{KEY: key, KIND: kind, SUBJECT: subject},
-            **({DESCRIPTION: description, NOTE: description} if description else {}),
-            **({PARENT_RUN: parent_run_id} if parent_run_id else {}),
-        }
-        flat = flatten_params(params or {})
+        all_tags = {**self._source_tags, **new.all_tags}
+        flat = flatten_params(new.params)
         self.arrange()
-        with self.service(f"open the run {name!r}"):
-            unfinished = self._unfinished(key)
+        with self.service(f"open the run {new.name!r}"):
+            unfinished = self._unfinished(new.key)
             if unfinished is None:
-                run_id = self._create_run(name, {**all_tags, ATTEMPTS: "1"})
+                run_id = self._create_run(new.name, {**all_tags, ATTEMPTS: "1"})
             else:
                 run_id = unfinished.info.run_id
-                patiently(partial(self.client.update_run, run_id, status="RUNNING", name=name))
+                patiently(partial(self.client.update_run, run_id, status="RUNNING", name=new.name))
                 all_tags[ATTEMPTS] = str(int(unfinished.data.tags.get(ATTEMPTS, "1")) + 1)
                 flat = _missing(flat, unfinished.data.params)
                 self.write(run_id, tags=all_tags)
             self.write(run_id, params=flat)
-            self._log_inputs(run_id, inputs)
-        return RunHandle(self, run_id=run_id, name=name, is_resumed=unfinished is not None)
+            self._log_inputs(run_id, new.inputs)
+        return RunHandle(self, run_id=run_id, name=new.name, is_resumed=unfinished is not None)
 
     def ui_command(self) -> str:
         """Say what starts MLflow's pages on this machine; empty where a server shows them already."""

@@ -24,7 +24,7 @@ from tasks.arrivals import inbox_overrides
 from tasks.orchestration import drop_tracebacks_of_verdicts
 from tasks.settings import read_settings
 from tasks.storage import Bucket
-from tasks.tracking import FLOW_RUN, RunHandle, Tracker, describe, inputs_of
+from tasks.tracking import FLOW_RUN, NewRun, RunHandle, Tracker, describe, inputs_of
 from tasks.workspace.base_prints import BasePrints, base_prints
 from tasks.workspace.checkpoints import Checkpoints
 from tasks.workspace.leases import Lease, leased
@@ -233,19 +233,21 @@ class Workspace:
         flow_page = flow_run.get_flow_run_ui_url() if get_current_settings().ui_url else None
         about = {need: self.tracker.run_page(run) for need, run in parents.items() if run}
         return self.tracker.open_run(
-            name=product.subject,
-            description=describe(product, about, flow_page),
-            inputs=inputs_of(self.project, product),
-            kind=product.kind,
-            subject=product.subject,
-            key=product.key,
-            parts=product.parts,
-            tags=tags,
-            params={
-                "method": self.project.method,
-                **{n: v for n, v in facts.items() if v is not None},
-                **(recipe or {}),
-            },
+            NewRun(
+                name=product.subject,
+                description=describe(product, about, flow_page),
+                inputs=inputs_of(self.project, product),
+                kind=product.kind,
+                subject=product.subject,
+                key=product.key,
+                parts=product.parts,
+                tags=tags,
+                params={
+                    "method": self.project.method,
+                    **{n: v for n, v in facts.items() if v is not None},
+                    **(recipe or {}),
+                },
+            )
         )
 
 

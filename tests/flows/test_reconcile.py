@@ -29,7 +29,7 @@ from prefect.workers.process import ProcessWorker
 from ltsft.project.project import ProjectRef
 from tasks.orchestration.deployed import TAG
 from tasks.orchestration.signs import HEARTBEAT, last_signs, silent
-from tasks.tracking.records import FLOW_RUN
+from tasks.tracking.records import FLOW_RUN, NewRun
 from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -142,7 +142,7 @@ def test_dead_processes_are_rescheduled_living_ones_are_left_and_mlflow_runs_of_
 
     def logged(run: UUID) -> str:
         tags = {FLOW_RUN: str(run)}
-        return str(tracker.open_run(name="x", kind="x", subject="x", key=str(run), parts={}, tags=tags).run_id)
+        return str(tracker.open_run(NewRun(name="x", kind="x", subject="x", key=str(run), parts={}, tags=tags)).run_id)
 
     dead, alive, cancelled = started(Running()), started(Running()), started(Running(), Cancelled())
     mute = started(Running())  # killed before its first sign of life

@@ -12,6 +12,7 @@ from ltsft.errors import ConfigError
 from ltsft.evaluation.paired import interval_of, resampled_differences
 from ltsft.experiments.comparison import Comparison, MethodScores, compare_methods
 from ltsft.experiments.figures import comparison_figure
+from ltsft.experiments.scope import Scope
 
 OURS = [np.array([[3, 4], [1, 5], [2, 3]]), np.array([[4, 4], [1, 2], [0, 3]])]
 THEIRS = [np.array([[1, 4], [3, 5], [1, 2]]), np.array([[4, 4], [2, 5], [1, 3]])]
@@ -70,11 +71,8 @@ def comparison() -> Comparison:
     return compare_methods(
         found,
         reference="lt_sft",
-        target_task="pos",
-        metric="accuracy",
+        scope=Scope("pos", "accuracy", {"better: cell pos cc": "its text is missing"}, artificial=True),
         names={"aa": "Language A", "bb": "Language B", "cc": "Language C"},
-        gaps={"better: cell pos cc": "its text is missing"},
-        artificial=True,
     )
 
 
@@ -114,7 +112,7 @@ def test_table_csv_and_plot_show_the_same_figures(comparison: Comparison) -> Non
 
 def test_the_plot_of_one_method_says_that_there_is_nothing_to_compare() -> None:
     alone = compare_methods(
-        [scored("lora", "aa", OURS)], reference="lora", target_task="pos", metric="accuracy", names={"aa": "A"}
+        [scored("lora", "aa", OURS)], reference="lora", scope=Scope("pos", "accuracy"), names={"aa": "A"}
     )
     (panel,) = comparison_figure(alone).axes
     assert [text.get_text() for text in panel.texts] == ["lora alone: there is nothing to compare it with"]
@@ -128,6 +126,6 @@ def test_other_seeds_or_sentences_are_refused() -> None:
     ):
         found = [scored("lt_sft", "aa", THEIRS), scored("lora", "aa", other)]
         with pytest.raises(ConfigError, match=message):
-            compare_methods(found, reference="lt_sft", target_task="pos", metric="accuracy", names=names)
+            compare_methods(found, reference="lt_sft", scope=Scope("pos", "accuracy"), names=names)
     with pytest.raises(ConfigError, match="no language is scored by all of lt_sft, lora"):
-        compare_methods(found[1:], reference="lt_sft", target_task="pos", metric="accuracy", names=names)
+        compare_methods(found[1:], reference="lt_sft", scope=Scope("pos", "accuracy"), names=names)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ltsft.errors import ConfigError
 from ltsft.experiments.figures import sweep_figure
+from ltsft.experiments.scope import Scope
 from ltsft.experiments.sweep import DensitySweep, ScoredCell, sweep_points
 
 
@@ -21,7 +23,7 @@ def cell(score: float, overlap: float, *, seeds: int = 2) -> ScoredCell:
     return ScoredCell({"score": sum(by_seed.values()) / seeds, **by_seed, **measured}, outcomes)
 
 
-def make(scores: dict[tuple[float, float], float], **more: object) -> DensitySweep:
+def make(scores: dict[tuple[float, float], float], **more: Any) -> DensitySweep:
     cells = {pair: {c: cell(s, pair[0] * pair[1]) for c in ("aa", "bb", "cc")} for pair, s in scores.items()}
     first = next(iter(cells))
     del cells[first]["cc"]
@@ -29,11 +31,9 @@ def make(scores: dict[tuple[float, float], float], **more: object) -> DensitySwe
     return sweep_points(
         cells,
         fits,
-        target_task="pos",
-        metric="accuracy",
+        scope=Scope("pos", "accuracy", **more),
         languages=["bb", "cc"],
         source="aa",
-        **more,  # type: ignore[arg-type]
     )
 
 
@@ -97,4 +97,4 @@ def test_table_csv_and_plot_show_every_pair() -> None:
 
 def test_nothing_in_common_is_refused() -> None:
     with pytest.raises(ConfigError, match="no target language is scored at every pair"):
-        sweep_points({}, {}, target_task="pos", metric="accuracy", languages=["bb"], source="aa")
+        sweep_points({}, {}, scope=Scope("pos", "accuracy"), languages=["bb"], source="aa")

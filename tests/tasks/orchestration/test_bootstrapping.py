@@ -19,7 +19,7 @@ from prefect.states import Completed, Running
 
 from ltsft.errors import ConfigError
 from tasks.orchestration.automations import HEARTBEAT_SECONDS, zombie_automation
-from tasks.orchestration.bootstrapping import _template, _where_runs_find, bootstrap
+from tasks.orchestration.bootstrapping import PoolSettings, RunSettings, _template, _where_runs_find, bootstrap
 from tasks.orchestration.deploying import parse_schedule
 from tasks.settings import read_settings
 
@@ -88,7 +88,7 @@ def test_asking_changes_nothing_and_twice_changes_nothing_the_second_time(
     done = run(tiny_project, root=root)
     again = run(tiny_project, root=root)
     write(root, tags=["other"])
-    changed = run(tiny_project, root=root, pool_limits={"ltsft-gpu": 3})
+    changed = run(tiny_project, root=root, pools=PoolSettings(limits={"ltsft-gpu": 3}))
 
     assert done == asked
     assert done == [
@@ -146,7 +146,7 @@ def test_what_is_switched_off_stays_off_whatever_else_changes(
 
     write(root, "watch-inbox", "onboard-language", "reconcile", description="another one", tags=["more"])
     changed = run(tiny_project, root=root)
-    moved = run(tiny_project, root=root, schedules={"watch-inbox": "30s"})
+    moved = run(tiny_project, root=root, runs=RunSettings(schedules={"watch-inbox": "30s"}))
 
     assert "update deployment watch-inbox/tiny (description, tags)" in changed
     assert moved == ["update schedules of deployment watch-inbox/tiny (no more every 900 s, now every 30 s)"]
@@ -272,7 +272,7 @@ def test_a_schedule_for_what_is_not_there_is_refused(client: SyncPrefectClient, 
     with pytest.raises(
         ConfigError, match="no deployment 'watch-inbx' to schedule; allowed are onboard-language, watch"
     ):
-        bootstrap(tiny_project, root=root, schedules={"watch-inbx": "30s"})
+        bootstrap(tiny_project, root=root, runs=RunSettings(schedules={"watch-inbx": "30s"}))
 
 
 def test_flows_find_the_project_file_where_the_image_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def test_the_window_of_the_zombie_automation_is_three_heartbeats_or_more() -> No
 
 def test_a_variable_that_a_pool_does_not_have_is_refused(client: SyncPrefectClient, tiny_project: Path) -> None:
     with pytest.raises(ConfigError, match=r"ltsft-gpu\.json has no variable 'images'; allowed are name, command"):
-        bootstrap(tiny_project, root=ROOT, job_variables={"ltsft-gpu.images": "x"}, dry_run=True)
+        bootstrap(tiny_project, root=ROOT, pools=PoolSettings(job_variables={"ltsft-gpu.images": "x"}), dry_run=True)
 
 
 def test_every_process_of_a_pool_gives_signs_of_life() -> None:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tasks.tracking.inputs import DataInput
+from tasks.tracking.records import NewRun
 from tasks.tracking.runs import RunHandle
 from tasks.tracking.saved_views import VIEWS, desk_tags
 from tasks.tracking.tracker import Tracker
@@ -38,10 +39,9 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
 
 
 def open_run(tracker: Tracker, kind: str, code: str, subject: str, inputs: list[DataInput] | None = None) -> RunHandle:
-    return tracker.open_run(
+    return tracker.open_run(NewRun(
         name=subject, kind=kind, subject=subject, key=subject, parts={}, tags={"ltsft.language": code},
-        description=f"About **{subject}**.", inputs=inputs or (),
-    )  # fmt: skip
+        description=f"About **{subject}**.", inputs=inputs or ()))  # fmt: skip
 
 
 def test_the_first_run_writes_every_view_and_the_second_writes_nothing(tracker: Tracker) -> None:

@@ -20,7 +20,7 @@ from mlflow.experiments import commands as experiments
 
 from ltsft.errors import ServiceError, StoredFileError, TrainingError, ValidationError
 from tasks.quiet import quiet_services
-from tasks.tracking.records import Child, canonical_json, flatten_params, git_tags
+from tasks.tracking.records import Child, NewRun, canonical_json, flatten_params, git_tags
 from tasks.tracking.runs import RunHandle
 from tasks.tracking.tracker import Tracker
 
@@ -49,7 +49,7 @@ def tracker_of(folder: Path) -> Tracker:
 def open_fo(tracker: Tracker, key: str = "k1", **more: Any) -> RunHandle:
     about = "language fo"
     arguments: dict[str, Any] = {"name": about, "kind": "language", "subject": about, "key": key, "parts": {"seed": 1}}
-    return tracker.open_run(**{**arguments, **more})
+    return tracker.open_run(NewRun(**{**arguments, **more}))
 
 
 def points(tracker: Tracker, run: RunHandle, name: str) -> list[tuple[int, float]]:
@@ -109,9 +109,11 @@ def test_a_run_that_was_killed_is_continued_and_not_doubled(tracker: Tracker, tm
     code = """
 import sys, time
 from tasks.quiet import quiet_services; quiet_services()
+from tasks.tracking.records import NewRun
 from tasks.tracking.tracker import Tracker
 tracker = Tracker(sys.argv[1], experiment="toy")
-run = tracker.open_run(name="language fo", kind="language", subject="language fo", key="k1", parts={}, params={"a": 1})
+about = "language fo"
+run = tracker.open_run(NewRun(name=about, kind="language", subject=about, key="k1", parts={}, params={"a": 1}))
 for step in (10, 20, 30):
     run.log_metrics({"full.loss": 1 / step}, step)
 print(run.run_id, flush=True)
@@ -253,12 +255,13 @@ def test_two_processes_create_the_store_and_log_at_the_same_time(tmp_path: Path)
 import os, sys
 from tasks.quiet import quiet_services; quiet_services()
 from mlflow import MlflowClient  # before there are two: they are to meet, and imports take seconds
+from tasks.tracking.records import NewRun
 from tasks.tracking.tracker import Tracker
 other = os.fork()
 who = "b" if other else "a"
 tracker = Tracker(sys.argv[1], experiment="toy")
 for i in range(5):
-    with tracker.open_run(name=who, kind="cell", subject=who, key=f"{who}{i}", parts={}) as run:
+    with tracker.open_run(NewRun(name=who, kind="cell", subject=who, key=f"{who}{i}", parts={})) as run:
         run.log_metrics({f"m{j}": j for j in range(50)}, i)
 if other:
     assert os.waitpid(other, 0)[1] == 0
