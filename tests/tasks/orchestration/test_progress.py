@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ltsft.errors import ServiceError, TrainingError
-from ltsft.training.train import Progress
+from ltsft.training.stages import Progress
 from tasks.orchestration import progress as module
 from tasks.orchestration.progress import ProgressReporter, artifact_key, show, shown_progress
 
