@@ -38,7 +38,7 @@ from ltsft.serving import (
     Batcher,
     Encoder,
     Engine,
-    Job,
+    Enquiry,
     Limits,
     Output,
     Piece,
@@ -220,7 +220,7 @@ def work_off(setup: Setup, slots: Sequence[Slot]) -> float:
     with _queue(setup) as batcher:
         pieces = _pieces(setup.size, slots, seed=1)
         begin = time.perf_counter()
-        jobs = [Job(slot, [piece], time.monotonic() + 600) for slot, piece in zip(slots, pieces, strict=True)]
+        jobs = [Enquiry(slot, [piece], time.monotonic() + 600) for slot, piece in zip(slots, pieces, strict=True)]
         batcher.submit(jobs)
         for job in jobs:
             job.future.result(600)
@@ -233,12 +233,12 @@ def at_load(setup: Setup, rate: float, *, seconds: float) -> tuple[list[float], 
     count = max(20, int(rate * seconds))
     slots = zipf(count)
     pieces = _pieces(setup.size, slots, seed=2)
-    jobs: list[Job] = []
+    jobs: list[Enquiry] = []
     ended: dict[int, float] = {}
     with _queue(setup) as batcher:
         for slot, piece in zip(slots, pieces, strict=True):
             time.sleep(rng.expovariate(rate))
-            job = Job(slot, [piece], time.monotonic() + 600)
+            job = Enquiry(slot, [piece], time.monotonic() + 600)
             job.future.add_done_callback(_noting(ended, id(job)))
             jobs.append(job)
             batcher.submit([job])

@@ -5,7 +5,7 @@ from ltsft.composition.fitting import Part as Part
 from ltsft.composition.fitting import check_parts as check_parts
 from ltsft.composition.resident import Resident as Resident
 from ltsft.composition.rules import RULES as RULES
-from ltsft.composition.rules import Piece as Piece
+from ltsft.composition.rules import Contribution as Contribution
 from ltsft.composition.rules import Rule as Rule
 from ltsft.composition.weights import Weight as Weight
 from ltsft.composition.weights import largest_weight as largest_weight

@@ -19,7 +19,7 @@ from torch import Tensor
 from ltsft.atomic import flush_folder, fresh_folder
 from ltsft.composition.fitting import Part, named
 from ltsft.composition.resident import Resident
-from ltsft.composition.rules import RULES, Piece, Rule
+from ltsft.composition.rules import RULES, Contribution, Rule
 from ltsft.composition.weights import Weight, shown_weight
 from ltsft.errors import CompositionError
 from ltsft.methods import as_diffs
@@ -28,7 +28,7 @@ from ltsft.sft import SFT, BaseRef
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["COMPOSITION_FILE", "RULES", "Part", "Piece", "Resident", "Rule", "composed", "export_composition"]
+__all__ = ["COMPOSITION_FILE", "RULES", "Contribution", "Part", "Resident", "Rule", "composed", "export_composition"]
 
 COMPOSITION_FILE = "composition.json"
 """In an exported folder: what it was composed of."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ltsft.base import encoder_parameters
 from ltsft.composition.fitting import Part, check_parts, check_stacked, head_values, refuse_tied_output
-from ltsft.composition.rules import IN_SUCCESSION, RULES, Piece, Rule
+from ltsft.composition.rules import IN_SUCCESSION, RULES, Contribution, Rule
 from ltsft.composition.weights import weight_at
 from ltsft.errors import CompositionError
 from ltsft.methods import Bottlenecks, as_diffs, bottlenecks_of, stack_of
@@ -389,8 +389,10 @@ class _Target:
         for piece in pieces:
             _put(flat, piece.places, weights[piece.places - low].to(flat.dtype))
 
-    def _piece(self, one: _Held, weight: float, number: int) -> Piece:
-        return Piece(self._places(one, number), one.values[one.span(number)].to(self._flat.device), float(weight))
+    def _piece(self, one: _Held, weight: float, number: int) -> Contribution:
+        return Contribution(
+            self._places(one, number), one.values[one.span(number)].to(self._flat.device), float(weight)
+        )
 
     def _places(self, one: _Held, number: int) -> Tensor:
         return torch.from_numpy(one.indices[one.span(number)].astype(np.int64)).to(self._flat.device)

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["IN_SUCCESSION", "RULES", "Piece", "Rule"]
+__all__ = ["IN_SUCCESSION", "RULES", "Contribution", "Rule"]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Contribution:
     """What one part of a composition brings to some weights.
 
     Attributes:
@@ -35,11 +35,11 @@ class Piece:
         return self.values if self.weight == 1.0 else self.values * self.weight
 
 
-Rule = Callable[[Tensor, Sequence[Piece]], None]
+Rule = Callable[[Tensor, Sequence[Contribution]], None]
 """Takes base weights, (n,) float32, and what each part brings; changes the weights in place, at the places alone."""
 
 
-def sum_diffs(weights: Tensor, pieces: Sequence[Piece]) -> None:
+def sum_diffs(weights: Tensor, pieces: Sequence[Contribution]) -> None:
     """Add the weighted diffs to the base weights in place, one part after the other, the last that is listed first.
 
     The rule of the paper (Ansell et al., ACL 2022, section 3.2). Float addition rounds, so the order decides the last
@@ -54,7 +54,7 @@ def sum_diffs(weights: Tensor, pieces: Sequence[Piece]) -> None:
         weights.index_add_(0, piece.places, piece.weighted)
 
 
-def elect_signs(weights: Tensor, pieces: Sequence[Piece]) -> None:
+def elect_signs(weights: Tensor, pieces: Sequence[Contribution]) -> None:
     """Add the mean of those weighted diffs that have the elected sign (TIES-Merging, Yadav et al. 2023, section 3).
 
     The paper trims each diff to its largest entries, elects a sign for each weight, and takes the mean of the entries
@@ -70,7 +70,7 @@ def elect_signs(weights: Tensor, pieces: Sequence[Piece]) -> None:
     weights.index_add_(0, places, added / count.clamp(min=1))
 
 
-def elect_signs_and_sum(weights: Tensor, pieces: Sequence[Piece]) -> None:
+def elect_signs_and_sum(weights: Tensor, pieces: Sequence[Contribution]) -> None:
     """Add the sum, instead of the mean, of those weighted diffs that have the elected sign.
 
     The paper merges models that each do a task; a language SFT and a task SFT each do a part of one, and were made to
@@ -91,7 +91,7 @@ IN_SUCCESSION = frozenset({sum_diffs})
 """Rules that do what they do for each part alone, the last that is listed first, on what the parts before it left."""
 
 
-def _agreeing(pieces: Sequence[Piece]) -> tuple[Tensor, Tensor, Tensor]:
+def _agreeing(pieces: Sequence[Contribution]) -> tuple[Tensor, Tensor, Tensor]:
     """Give all places in order, and there the sum and the number of the entries with the elected sign, (k,) each."""
     if not pieces:
         nothing = torch.empty(0)

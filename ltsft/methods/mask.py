@@ -68,7 +68,7 @@ def select_magnitude(
     free = sum(p.numel() for p in now.values()) - sum(indices.size for indices in held.values())
     if not 1 <= k <= free:
         raise ConfigError(f"cannot select {k} weights: {free} are left to choose from; lower the density")
-    stream = _Stream(now, start, held)
+    stream = _MoveStream(now, start, held)
     upper, missing = _kth(stream.count(_upper_halves, _BUCKETS), k)
     lower, missing = _kth(stream.count(lambda bits: _lower_halves(bits, upper), 2 * _BUCKETS), missing)
     threshold = upper << 16 | lower
@@ -101,7 +101,7 @@ _NONE = np.zeros(0, dtype=np.int32)
 _Result = TypeVar("_Result")
 
 
-class _Stream:
+class _MoveStream:
     """The bit patterns of all moves, chunk by chunk, shared out over threads; int32, -1 for what is taken."""
 
     def __init__(

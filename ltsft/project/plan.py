@@ -5,12 +5,11 @@ The key of a product is a hash of everything that determines it. Two products wi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ltsft.canonical import hash_json
 from ltsft.config import LT_SFT, LabelledData, Recipe, Source, TargetTask
 from ltsft.errors import ConfigError
 from ltsft.methods import method_named
@@ -59,7 +58,7 @@ class Fingerprints:
 
 
 class Existing(Protocol):
-    """What the plan needs to know of a product that exists; `tasks.tracking.records.Record` is one."""
+    """What the plan needs to know of a product that exists; `tasks.tracking.records.FinishedRun` is one."""
 
     @property
     def run_id(self) -> str: ...  # noqa: D102
@@ -253,7 +252,7 @@ class _Products:
     def _add(self, kind: str, subject: str, parts: dict[str, Any], needs: Iterable[str], **facts: Any) -> None:
         upstream = {need: self._found[need].key for need in needs}
         parts = {"kind": kind, **self._named, **parts, "upstream": upstream}
-        self._found[subject] = Product(kind, subject, _hash(parts), parts, tuple(upstream), **facts)
+        self._found[subject] = Product(kind, subject, hash_json(parts), parts, tuple(upstream), **facts)
 
     def _languages_of(self, codes: Iterable[str]) -> list[str]:
         return [language_subject(code) for code in codes] if self._method.has_languages else []
@@ -381,7 +380,3 @@ def _recipe_changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: s
         elif old != new:
             reasons.append(f"recipe changed: {prefix}{name} {old} -> {new}")
     return reasons
-
-
-def _hash(parts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -7,7 +7,6 @@ is a version of a (language, target task) in the registry: a number and a compos
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic import ValidationError as PydanticError
 
+from ltsft.canonical import hash_json
 from ltsft.composition import Part
 from ltsft.errors import ReleaseError
 from ltsft.sft import BaseRef, Kind, load_sft, read_manifest
@@ -94,7 +94,7 @@ class Composition(_Frozen):
             del content["base"][name]
         if not self.takes_pairs:  # compositions made before there were pairs keep their keys
             del content["takes_pairs"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return hash_json(content)
 
     @property
     def slot(self) -> Slot:

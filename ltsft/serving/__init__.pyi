@@ -4,7 +4,7 @@ from ltsft.serving.answers import Piece as Piece
 from ltsft.serving.answers import Prepared as Prepared
 from ltsft.serving.answers import Reader as Reader
 from ltsft.serving.batching import Batcher as Batcher
-from ltsft.serving.batching import Job as Job
+from ltsft.serving.batching import Enquiry as Enquiry
 from ltsft.serving.bundle import Bundle as Bundle
 from ltsft.serving.encoder import Encoder as Encoder
 from ltsft.serving.engine import Admitted as Admitted

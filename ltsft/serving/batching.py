@@ -22,7 +22,7 @@ from ltsft.errors import LtsftError
 from ltsft.serving.answers import Output, Piece
 from ltsft.serving.limits import Limits
 
-__all__ = ["Answered", "BatchRunner", "Batcher", "FullError", "Job", "TooLateError"]
+__all__ = ["Answered", "BatchRunner", "Batcher", "Enquiry", "FullError", "TooLateError"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Answered:
 
 
 @dataclass(eq=False)
-class Job:
+class Enquiry:
     """The pieces of the texts that one request asks of one (language, target task): answered by one release.
 
     Attributes:
@@ -88,7 +88,7 @@ class Batcher:
         self._run = run
         self._limits = limits
         self._on_batch = on_batch
-        self._lines: dict[Hashable, deque[Job]] = {}
+        self._lines: dict[Hashable, deque[Enquiry]] = {}
         self._waiting = 0
         self._current: Hashable | None = None
         self._seconds_per_piece = 0.05
@@ -118,7 +118,7 @@ class Batcher:
         busy = self._busy_since
         return self._thread.is_alive() and (busy is None or time.monotonic() - busy < stuck_seconds)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[Enquiry]) -> None:
         """Put the texts of a request in line, all or none.
 
         Raises:
@@ -144,11 +144,11 @@ class Batcher:
             if jobs:
                 self._answer(jobs)
 
-    def _take(self) -> list[Job]:
+    def _take(self) -> list[Enquiry]:
         """Take the jobs of the next batch, all of one line; those that are too late are told so."""
         name = self._next_line(time.monotonic())
         line = self._lines[name]
-        jobs: list[Job] = []
+        jobs: list[Enquiry] = []
         longest, pieces = 0, 0
         while line:
             job = line[0]
@@ -174,7 +174,7 @@ class Batcher:
         current, is_patient = self._current, now - self._lines[oldest][0].arrived < self._limits.patience_seconds
         return current if current is not None and current in self._lines and is_patient else oldest
 
-    def _answer(self, jobs: list[Job]) -> None:
+    def _answer(self, jobs: list[Enquiry]) -> None:
         line = jobs[0].line
         pieces = [piece for job in jobs for piece in job.pieces]
         begin = self._busy_since = time.monotonic()

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding as look_up
 from transformers import PreTrainedModel
 
 from ltsft.base import encoder_parameters
-from ltsft.composition import Piece, Rule
+from ltsft.composition import Contribution, Rule
 from ltsft.serving.packed import Array, PackedColumn, unpack_columns
 from ltsft.sft import Diff
 
@@ -129,7 +129,7 @@ class ComposedRows:
         rows, places = torch.unique(given[0], return_inverse=True)  # (u,), and ids' own shape
         table: Tensor = weights.detach()[rows]  # (u, width), a copy
         numbers = rows.numpy()
-        self._rule(table.view(-1), [Piece(*diffs.entries(numbers), weight) for diffs, weight in self._parts])
+        self._rule(table.view(-1), [Contribution(*diffs.entries(numbers), weight) for diffs, weight in self._parts])
         return look_up(places, table)
 
 

@@ -14,7 +14,7 @@ from ltsft.errors import LtsftError, ReleaseError
 from ltsft.heap import return_memory
 from ltsft.release import Release, ReleaseSource, Slot, UnreadableRelease
 from ltsft.serving.answers import Input, Output, Piece, RefusedInputError
-from ltsft.serving.batching import Batcher, Job, TooLateError
+from ltsft.serving.batching import Batcher, Enquiry, TooLateError
 from ltsft.serving.bundle import Bundle
 from ltsft.serving.engine import Admitted, Engine
 from ltsft.serving.limits import Limits
@@ -197,7 +197,9 @@ class Service:
             )
         mine = {slot: [n for n in numbers if asked[n][0] == slot] for slot in live}
         jobs = {
-            slot: Job(_Line(slot, _kind_of(live[slot])), [piece for n in own for piece in prepared[n].pieces], deadline)
+            slot: Enquiry(
+                _Line(slot, _kind_of(live[slot])), [piece for n in own for piece in prepared[n].pieces], deadline
+            )
             for slot, own in mine.items()
         }
         self._batcher.submit(list(jobs.values()))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from ltsft.toy.grammar import Grammar, Node, Shares, ToyLanguage, Word, conllu, draw_family, plain_text, say
+from ltsft.toy.grammar import Grammar, Node, Shares, ToyLanguage, ToyWord, conllu, draw_family, plain_text, say
 from ltsft.toy.labels import conll, entailment_pairs, questions
 from ltsft.toy.settings import BASE, ToyConfig
 
@@ -130,7 +130,7 @@ def _write_split(
     folder: Path,
     language: ToyLanguage,
     split: str,
-    sentences: list[tuple[Word, ...]],
+    sentences: list[tuple[ToyWord, ...]],
     pairs: list[tuple[str, str, str]],
 ) -> None:
     code = language.code
@@ -145,7 +145,7 @@ def _write_split(
 
 def _sentences(
     grammar: Grammar, language: ToyLanguage, rng: random.Random, said: set[str]
-) -> Iterator[tuple[Node, tuple[Word, ...]]]:
+) -> Iterator[tuple[Node, tuple[ToyWord, ...]]]:
     """Yield sentences of a language without end, abstract and said, none of them twice or among what was said."""
     while True:
         node = grammar.sentence(rng)

@@ -61,7 +61,7 @@ _SAME_EVERYWHERE = {"cc": -110, "mark": -100, "nummod": -20, "nmod": 40, "advmod
 _FULL_STOP, _SUBORDINATE_COMMA = 120, -120
 
 
-class Word(NamedTuple):
+class ToyWord(NamedTuple):
     """One word of a sentence: a row of a CoNLL-U file."""
 
     form: str
@@ -296,7 +296,7 @@ class Grammar:
         return noun, agreement
 
 
-def say(sentence: Node, language: ToyLanguage) -> tuple[Word, ...]:
+def say(sentence: Node, language: ToyLanguage) -> tuple[ToyWord, ...]:
     """Say an abstract sentence in a language.
 
     Args:
@@ -313,7 +313,7 @@ def say(sentence: Node, language: ToyLanguage) -> tuple[Word, ...]:
     for node in nodes:
         lemma = MARKS[node.concept] if node.upos == "PUNCT" else language.stems[node.upos, node.concept]
         form = lemma + (language.affixes[node.affix] if node.affix else "")
-        words.append(Word(form, lemma, node.upos, _features(node.affix), heads.get(id(node), 0), node.deprel))
+        words.append(ToyWord(form, lemma, node.upos, _features(node.affix), heads.get(id(node), 0), node.deprel))
     return tuple(words)
 
 
@@ -345,12 +345,12 @@ def _features(affix: str) -> str:
     return f"NounClass={noun_class}|Number={number}" if noun_class else f"Number={number}"
 
 
-def plain_text(words: Sequence[Word]) -> str:
+def plain_text(words: Sequence[ToyWord]) -> str:
     """Return the sentence as people write it: no space before a mark."""
     return "".join(word.form if word.upos == "PUNCT" or i == 0 else f" {word.form}" for i, word in enumerate(words))
 
 
-def conllu(words: Sequence[Word], identifier: str) -> str:
+def conllu(words: Sequence[ToyWord], identifier: str) -> str:
     """Return the sentence as a CoNLL-U block, closed by an empty line.
 
     Args:

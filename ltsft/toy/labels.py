@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 
-from ltsft.toy.grammar import Node, ToyLanguage, Word, plain_text, say
+from ltsft.toy.grammar import Node, ToyLanguage, ToyWord, plain_text, say
 
 ENTITIES = ("NAME", "THING")
 ENTAILMENT = ("entailment", "neutral", "contradiction")
@@ -21,7 +21,7 @@ _DROPPED = ("amod", "nmod", "nummod", "obl", "advmod", "conj", "advcl")
 _NEGATION = "advmod:neg"
 
 
-def entity_labels(words: Sequence[Word], language: ToyLanguage) -> list[str]:
+def entity_labels(words: Sequence[ToyWord], language: ToyLanguage) -> list[str]:
     """Label the words in BIO: a name is a NAME; some nouns, with what belongs to them, are THINGs."""
     concepts = {stem: key for key, stem in language.stems.items()}
     labels = ["O"] * len(words)
@@ -35,7 +35,7 @@ def entity_labels(words: Sequence[Word], language: ToyLanguage) -> list[str]:
     return labels
 
 
-def conll(words: Sequence[Word], language: ToyLanguage) -> str:
+def conll(words: Sequence[ToyWord], language: ToyLanguage) -> str:
     """Return the sentence with its entities as a block of two columns, closed by an empty line."""
     lines = [f"{w.form} {label}\n" for w, label in zip(words, entity_labels(words, language), strict=True)]
     return "".join([*lines, "\n"])
@@ -88,7 +88,7 @@ def entailment_pairs(
         yield plain_text(say(premise, language)), plain_text(say(other, language)), label
 
 
-def questions(sentences: Sequence[Sequence[Word]]) -> Iterator[str]:
+def questions(sentences: Sequence[Sequence[ToyWord]]) -> Iterator[str]:
     """Yield questions as lines of JSON in SQuAD's fields: who is it that a sentence of the context is about?
 
     A question is the sentence without its subject; the answer is the subject with all that belongs to it.
@@ -98,7 +98,7 @@ def questions(sentences: Sequence[Sequence[Word]]) -> Iterator[str]:
         number = start // SENTENCES_IN_CONTEXT % SENTENCES_IN_CONTEXT
         asked, texts = context[number], [plain_text(words) for words in context]
         first, last = _subject(asked)
-        rest = [*asked[:first], *asked[last:-1], Word("?", "?", "PUNCT", "_", 0, "punct")]
+        rest = [*asked[:first], *asked[last:-1], ToyWord("?", "?", "PUNCT", "_", 0, "punct")]
         before = sum(len(text) + 1 for text in texts[:number])
         answer_start = before + len(plain_text([*asked[:first], asked[first]])) - len(asked[first].form)
         answers = {"text": [plain_text(asked[first:last])], "answer_start": [answer_start]}
@@ -106,7 +106,7 @@ def questions(sentences: Sequence[Sequence[Word]]) -> Iterator[str]:
         yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _subject(words: Sequence[Word]) -> tuple[int, int]:
+def _subject(words: Sequence[ToyWord]) -> tuple[int, int]:
     """Give where the subject of the main clause begins and ends; what depends on a word stands next to it."""
     root = next(i for i, word in enumerate(words, 1) if word.head == 0)
     inside = {next(i for i, word in enumerate(words, 1) if word.head == root and word.deprel == "nsubj")}

@@ -20,14 +20,14 @@ from ltsft.training.unigram import unigram_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Augmenter", "Word", "check_augmentations"]
+__all__ = ["Augmenter", "Respelling", "check_augmentations"]
 
 WordList = Mapping[str, tuple[str, ...]]
 _AROUND = re.compile(r"^(\W*)(.*?)(\W*)$", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Word:
+class Respelling:
     """A word of an example after augmentation.
 
     Attributes:
@@ -78,7 +78,7 @@ class Augmenter:
         """Whether any sub-word may come out another one; noise alone leaves all as they are."""
         return self._switch is not None or self._sampling is not None
 
-    def augment(self, words: Sequence[tuple[int, ...]], room: int, random: Random) -> list[Word]:
+    def augment(self, words: Sequence[tuple[int, ...]], room: int, random: Random) -> list[Respelling]:
         """Augment the words of an example.
 
         Args:
@@ -95,7 +95,7 @@ class Augmenter:
             made.append(word)
         return made
 
-    def _augment(self, ids: tuple[int, ...], random: Random) -> Word:
+    def _augment(self, ids: tuple[int, ...], random: Random) -> Respelling:
         if not ids or self._tokenizer.unk_token_id in ids:
             return _same(ids)
         now = ids
@@ -105,8 +105,8 @@ class Augmenter:
         if self._unigram is not None and self._sampling is not None and random.random() < self._sampling.share:
             now = self._unigram.sample("".join(self._pieces(now)), random) or now
         if is_translated:
-            return Word(now, (0,) * len(ids), (0,) * len(now))
-        return _same(ids) if now == ids else Word(now, *_stretches(self._sizes(ids), self._sizes(now)))
+            return Respelling(now, (0,) * len(ids), (0,) * len(now))
+        return _same(ids) if now == ids else Respelling(now, *_stretches(self._sizes(ids), self._sizes(now)))
 
     def _translated(self, ids: tuple[int, ...], random: Random) -> tuple[int, ...] | None:
         """Give the sub-words of a translation; None if there is none. Punctuation around stays, as a capital does."""
@@ -168,9 +168,9 @@ def _model_type(tokenizer: PreTrainedTokenizerBase) -> str:
     return type(backend.backend_tokenizer.model).__name__
 
 
-def _same(ids: tuple[int, ...]) -> Word:
+def _same(ids: tuple[int, ...]) -> Respelling:
     places = tuple(range(len(ids)))
-    return Word(ids, places, places)
+    return Respelling(ids, places, places)
 
 
 def _stretches(before: Sequence[int], after: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from ltsft.base import Base
 from ltsft.config import Consistency, Precision
 from ltsft.objectives import Belief, Evaluation, Objective, TargetObjective, padded
-from ltsft.training.augmentation import Augmenter, Word
+from ltsft.training.augmentation import Augmenter, Respelling
 
 __all__ = ["Consistent", "divergence", "symmetric_divergence"]
 
@@ -212,7 +212,7 @@ def symmetric_divergence(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _number_stretches(
-    length: int, spans: Sequence[tuple[int, int]], words: Sequence[Word]
+    length: int, spans: Sequence[tuple[int, int]], words: Sequence[Respelling]
 ) -> tuple[list[int], list[int]]:
     """Number the stretches of an example for its sub-words before and after; those in no word are one each."""
     before: list[int] = []

@@ -173,7 +173,7 @@ def _train(phase: Phase, module: LossModule, report: OnStep) -> None:
     trainer = Trainer(
         model=module,
         args=arguments,
-        train_dataset=_Stream(phase.examples, phase, steps * recipe.batch_size),
+        train_dataset=_ExampleStream(phase.examples, phase, steps * recipe.batch_size),
         data_collator=_collator(phase, module),
         optimizers=(_optimizer(phase, module), None),
         callbacks=[watch],
@@ -200,7 +200,7 @@ def _optimizer(phase: Phase, module: LossModule) -> torch.optim.Optimizer:
     return optimizer
 
 
-class _Stream(Dataset[tuple[int, Any]]):
+class _ExampleStream(Dataset[tuple[int, Any]]):
     """All examples of a phase in the order of training; what stands where depends on the seed alone."""
 
     def __init__(self, examples: Sequence[Any], phase: Phase, total: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
 
 from ltsft.base import Base
+from ltsft.canonical import hash_json
 from ltsft.config import Precision, Source, TargetTask
 from ltsft.data import cached_examples, fingerprint
 from ltsft.evaluation import CellData, Matrix, Scorer, interference, matrix_markdown
@@ -166,7 +166,7 @@ def labelled_examples(
     objective = target_objective(workspace, target)
     max_length = workspace.project.recipes[target.name].max_length
     parts = [workspace.base.ref.tokenizer_fingerprint, _data_parts(target, sources), objective.labels, max_length, rows]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    key = hash_json(parts)
     return cached_examples(
         workspace.store / "tokenised",
         key,

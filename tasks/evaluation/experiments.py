@@ -6,7 +6,6 @@ what exists already, in whichever way it was made, is not made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from prefect.artifacts import create_markdown_artifact
 
+from ltsft.canonical import hash_json
 from ltsft.composition import Part
 from ltsft.config import TargetTask
 from ltsft.errors import ConfigError, ServiceError, StoredFileError
@@ -27,7 +27,7 @@ from ltsft.project import Project, ProjectRef, Step, language_subject, task_subj
 from ltsft.training import split_examples
 from tasks.evaluation.cells import OUTCOMES, target_scorer
 from tasks.orchestration import artifact_key, task
-from tasks.tracking import Child, NewRun, Record, canonical_json
+from tasks.tracking import Child, FinishedRun, NewRun
 from tasks.training import target_objective
 from tasks.workspace import Workspace
 
@@ -148,7 +148,7 @@ def cell_steps(workspace: Workspace, target: TargetTask, languages: Sequence[str
     return [step for step in steps if languages is None or step.product.language in languages]
 
 
-def read_cells(workspace: Workspace, steps: Iterable[Step]) -> dict[str, tuple[Record, ScoredCell]]:
+def read_cells(workspace: Workspace, steps: Iterable[Step]) -> dict[str, tuple[FinishedRun, ScoredCell]]:
     """Give, by language, the cells that have a score by now, with the outcome of each test sentence.
 
     Raises:
@@ -183,7 +183,7 @@ def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]
         "composition": workspace.project.composition.rule,
         "upstream": {subject: workspace.plan.step(subject).product.key for subject in subjects},
     }
-    key = hash_of_parts(parts)
+    key = hash_json(parts)
     with workspace.claim(key, f"fit {target.name}") as existing:
         if existing is None:
             name = f"fit {target.name}"
@@ -198,7 +198,7 @@ def measure_fit(workspace: Workspace, target: TargetTask) -> tuple[float, float]
 @task(name="log experiment", task_run_name="log {reported.name}", is_retried=True)
 def log_experiment(workspace: Workspace, reported: Reported) -> str:
     """Log an experiment with its table, its plot and its children, unless this very one is logged; give its run."""
-    key = hash_of_parts({"kind": reported.kind, "procedure": VERSION, **reported.parts})
+    key = hash_json({"kind": reported.kind, "procedure": VERSION, **reported.parts})
     with workspace.claim(key, reported.name) as existing:
         if existing is not None:
             return existing
@@ -223,7 +223,7 @@ def _rows(result: DensitySweep | Comparison) -> list[dict[str, Any]]:
     return [row.as_row() for row in (result.points if isinstance(result, DensitySweep) else result.rows)]
 
 
-def _outcomes(workspace: Workspace, record: Record, seed: int) -> Outcomes:
+def _outcomes(workspace: Workspace, record: FinishedRun, seed: int) -> Outcomes:
     try:
         file = workspace.tracker.download(record.run_id, f"{OUTCOMES}/seed-{seed}.npy")
     except StoredFileError as error:
@@ -251,8 +251,3 @@ def _fit(workspace: Workspace, target: TargetTask, tasks: Mapping[int, str]) -> 
                 correct, counted = scorer.outcomes(examples, parts).sum(axis=0)
                 scores[name].append(float(correct / counted))
     return {name: fmean(found) for name, found in scores.items()}
-
-
-def hash_of_parts(parts: Mapping[str, Any]) -> str:
-    """Give the key of what is determined by these parts."""
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()

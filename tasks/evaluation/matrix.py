@@ -5,17 +5,17 @@ Nothing here needs Prefect, so that showing what is up to date is quick.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ltsft.canonical import hash_json
 from ltsft.config import LT_SFT, TargetTask
 from ltsft.evaluation import Cell, Matrix, MatrixLanguage
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import Plan, Step, cell_subject
-from tasks.tracking import Record, canonical_json
+from tasks.tracking import FinishedRun
 from tasks.workspace import Workspace
 
 PAGE = "report.html"
@@ -74,7 +74,7 @@ def matrix_parts(plan: Plan, matrix: Matrix) -> dict[str, Any]:
 
 def matrix_key(parts: Mapping[str, Any]) -> str:
     """Give the key of the run of a matrix."""
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+    return hash_json(parts)
 
 
 def restore_page(workspace: Workspace, matrix: Matrix) -> Path | None:
@@ -98,7 +98,7 @@ def write_page(workspace: Workspace, page: bytes) -> Path:
 class _Reasons:
     """Why products are missing: traced back to what could not be made, each reason said once."""
 
-    def __init__(self, workspace: Workspace, records: Mapping[str, Record], told: Mapping[str, str]) -> None:
+    def __init__(self, workspace: Workspace, records: Mapping[str, FinishedRun], told: Mapping[str, str]) -> None:
         self._steps = {step.product.subject: step for step in workspace.plan.steps}
         self._made = records.keys()
         self._told = told
@@ -134,7 +134,7 @@ def _cells(plan: Plan) -> tuple[Step, ...]:
     return plan.of_kind("cell")
 
 
-def _cell(step: Step, records: Mapping[str, Record], target: TargetTask, why: _Reasons) -> Cell:
+def _cell(step: Step, records: Mapping[str, FinishedRun], target: TargetTask, why: _Reasons) -> Cell:
     product = step.product
     is_source = product.language in target.sources
     record = records.get(product.key)

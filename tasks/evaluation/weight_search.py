@@ -8,6 +8,7 @@ from statistics import fmean
 
 from prefect.artifacts import create_markdown_artifact
 
+from ltsft.canonical import hash_json
 from ltsft.composition import RULES, Part
 from ltsft.config import TargetTask
 from ltsft.data import fingerprint
@@ -17,7 +18,7 @@ from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import language_subject, task_subject
 from tasks.evaluation.cells import labelled_examples, target_scorer
-from tasks.evaluation.experiments import VERSION, hash_of_parts
+from tasks.evaluation.experiments import VERSION
 from tasks.orchestration import artifact_key, show, task
 from tasks.tracking import NewRun
 from tasks.workspace import Workspace
@@ -81,7 +82,7 @@ def _log(workspace: Workspace, result: WeightSearch, upstream: dict[str, str]) -
         "dev": {code: [fingerprint(source) for source in target.held_out(code)] for code in result.sentences},
         "settings": [[s.rule, s.language, s.task] for s in result.scores],
     }
-    key = hash_of_parts(parts)
+    key = hash_json(parts)
     with workspace.claim(key, name) as existing:
         if existing is None:
             with workspace.tracker.open_run(

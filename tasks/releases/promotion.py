@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ltsft.canonical import canonical_json
 from ltsft.composition import shown_weight
 from ltsft.errors import ConfigError, ReleaseError, StoredFileError
 from ltsft.evaluation import Outcomes, interference
@@ -42,7 +43,7 @@ from tasks.releases.registry import (
     open_registry,
     release_subject,
 )
-from tasks.tracking import NewRun, Record, RunHandle, canonical_json, user_name
+from tasks.tracking import FinishedRun, NewRun, RunHandle, user_name
 from tasks.training import target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
@@ -68,7 +69,7 @@ class Candidate:
 
     composition: Composition
     version: Version
-    cell: Record
+    cell: FinishedRun
     seed: int
     test: str
 

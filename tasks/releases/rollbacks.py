@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 
+from ltsft.canonical import canonical_json
 from ltsft.errors import ConfigError, ReleaseError
 from ltsft.release import Slot, UnreadableRelease
 from tasks.orchestration import task
@@ -22,7 +23,7 @@ from tasks.releases.registry import (
     release_subject,
     version_before,
 )
-from tasks.tracking import NewRun, RunHandle, canonical_json, user_name
+from tasks.tracking import NewRun, RunHandle, user_name
 from tasks.workspace import Workspace
 
 _LOG = logging.getLogger(__name__)

@@ -6,10 +6,9 @@ from tasks.tracking.records import FLOW_RUN as FLOW_RUN
 from tasks.tracking.records import KIND as KIND
 from tasks.tracking.records import SUBJECT as SUBJECT
 from tasks.tracking.records import Child as Child
+from tasks.tracking.records import FinishedRun as FinishedRun
 from tasks.tracking.records import NewRun as NewRun
 from tasks.tracking.records import OpenRun as OpenRun
-from tasks.tracking.records import Record as Record
-from tasks.tracking.records import canonical_json as canonical_json
 from tasks.tracking.records import from_milliseconds as from_milliseconds
 from tasks.tracking.records import join_text as join_text
 from tasks.tracking.records import split_text as split_text

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltsft.canonical import canonical_json
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
@@ -74,7 +76,7 @@ class NewRun:
 
 
 @dataclass(frozen=True)
-class Record:
+class FinishedRun:
     """A product that exists: a FINISHED run.
 
     Args:
@@ -104,7 +106,7 @@ class Record:
     end: datetime
 
     @classmethod
-    def of(cls, run: Run) -> Record:
+    def of(cls, run: Run) -> FinishedRun:
         """Read it from a run."""
         tags = dict(run.data.tags)
         return cls(
@@ -123,7 +125,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedRun:
     """The newest attempt at a subject, when that attempt FAILED."""
 
     run_id: str
@@ -134,7 +136,7 @@ class Failure:
     end: datetime
 
     @classmethod
-    def of(cls, run: Run) -> Failure:
+    def of(cls, run: Run) -> FailedRun:
         """Read it from a run."""
         tags = run.data.tags
         return cls(
@@ -166,11 +168,6 @@ class Child:
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-
-
-def canonical_json(value: Any) -> str:
-    """Write a value as JSON in one way only: sorted keys, no spaces, ASCII, paths and other objects as text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
 def flatten_params(params: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:

@@ -44,10 +44,10 @@ from tasks.tracking.records import (
     PARENT_RUN,
     SUBJECT,
     Child,
-    Failure,
+    FailedRun,
+    FinishedRun,
     NewRun,
     OpenRun,
-    Record,
     cut_tags,
     flatten_params,
     git_tags,
@@ -92,7 +92,7 @@ class Tracker(Connection):
     ) -> None:
         super().__init__(tracking_uri, experiment=experiment, artifact_location=artifact_location)
         self._cache_folder = cache_folder
-        self._known: dict[str, Record] = {}  # by run id, as read at the time below
+        self._known: dict[str, FinishedRun] = {}  # by run id, as read at the time below
         self._read_at = 0.0
         self._reading = threading.Lock()
         self._source_tags = {
@@ -204,7 +204,7 @@ class Tracker(Connection):
         ]
         patiently(partial(self.client.log_inputs, run_id, made))
 
-    def find(self, key: str) -> Record | None:
+    def find(self, key: str) -> FinishedRun | None:
         """Give the newest FINISHED run with this key, or None."""
         with self.service(f"look for key {key}"):
             runs = self.client.search_runs(
@@ -213,9 +213,9 @@ class Tracker(Connection):
                 max_results=1,
                 order_by=["attributes.end_time DESC"],
             )
-        return Record.of(runs[0]) if runs else None
+        return FinishedRun.of(runs[0]) if runs else None
 
-    def records(self, *, kind: str | None = None) -> list[Record]:
+    def records(self, *, kind: str | None = None) -> list[FinishedRun]:
         """List every product that exists, newest first: one query, read in pages.
 
         Within a minute of the last such query only what finished since is asked for, so that the plans of many flow
@@ -234,11 +234,11 @@ class Tracker(Connection):
             )
             if not is_fresh:
                 self._known, self._read_at = {}, time.monotonic()
-            self._known.update({run.info.run_id: Record.of(run) for run in found})
+            self._known.update({run.info.run_id: FinishedRun.of(run) for run in found})
             known = sorted(self._known.values(), key=lambda record: record.end, reverse=True)
         return [record for record in known if kind is None or record.kind == kind]
 
-    def latest_failed(self, records: Sequence[Record] | None = None) -> dict[str, Failure]:
+    def latest_failed(self, records: Sequence[FinishedRun] | None = None) -> dict[str, FailedRun]:
         """Give, by subject, the failure of each subject whose newest finished attempt FAILED.
 
         Args:
@@ -248,8 +248,8 @@ class Tracker(Connection):
         newest: dict[str, datetime] = {}
         for record in (self.records() if records is None else records) if failed else ():
             newest[record.subject] = max(record.end, newest.get(record.subject, record.end))
-        found: dict[str, Failure] = {}
-        for failure in sorted(map(Failure.of, failed), key=lambda f: f.end):
+        found: dict[str, FailedRun] = {}
+        for failure in sorted(map(FailedRun.of, failed), key=lambda f: f.end):
             if failure.subject not in newest or failure.end > newest[failure.subject]:
                 found[failure.subject] = failure
         return found

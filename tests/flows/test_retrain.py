@@ -12,7 +12,7 @@ import pytest
 
 from ltsft.sft.files import load_sft
 from tasks.evaluation.matrix import read_matrix
-from tasks.tracking.records import Record
+from tasks.tracking.records import FinishedRun
 from tasks.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.integration
@@ -31,7 +31,7 @@ def finished(finished_project: Path, opened: Open) -> Workspace:
     return opened(finished_project)
 
 
-def record_of(workspace: Workspace, subject: str) -> Record:
+def record_of(workspace: Workspace, subject: str) -> FinishedRun:
     return next(record for record in workspace.tracker.records() if record.subject == subject and record.key)
 
 

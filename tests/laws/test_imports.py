@@ -22,7 +22,7 @@ ENTRY = "ltsft/cli/"
 """The one package above the flows: what it needs of them and of tasks it imports in functions."""
 FLOORS = {
     "ltsft": (
-        ("errors", "faces", "heap", "atomic", "version"),
+        ("errors", "faces", "heap", "atomic", "canonical", "version"),
         ("config",),
         ("precision",),
         ("data", "sft"),

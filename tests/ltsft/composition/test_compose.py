@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from ltsft.composition.compose import composed, export_composition
-from ltsft.composition.rules import RULES, Piece
+from ltsft.composition.rules import RULES, Contribution
 from ltsft.errors import CompositionError
 from ltsft.sft.sft import SFT, BaseRef, Diff
 
@@ -429,8 +429,8 @@ def test_the_sum_rule_adds_part_after_part() -> None:
     start = torch.tensor([1e8, 1.0, 0.0])
     both = torch.tensor([0, 1])
     pieces = [
-        Piece(places=both, values=torch.tensor([1.0, 2.0]), weight=1.0),
-        Piece(places=torch.tensor([0, 2]), values=torch.tensor([-1e8, 3.0]), weight=1.0),
+        Contribution(places=both, values=torch.tensor([1.0, 2.0]), weight=1.0),
+        Contribution(places=torch.tensor([0, 2]), values=torch.tensor([-1e8, 3.0]), weight=1.0),
     ]
     # 1e8 + 1 rounds back to 1e8 in float32: the order of the parts shows. The last one is added first.
     forwards, backwards = start.clone(), start.clone()

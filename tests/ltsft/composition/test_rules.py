@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ltsft.composition.compose import composed
 from ltsft.composition.resident import Resident
-from ltsft.composition.rules import RULES, Piece
+from ltsft.composition.rules import RULES, Contribution
 from ltsft.composition.weights import parse_weight, weight_at
 from ltsft.errors import CompositionError
 from ltsft.sft.sft import SFT, BaseRef, Diff
@@ -24,8 +24,8 @@ Make = Callable[..., SFT]
 Bits = Callable[[PreTrainedModel], dict[str, bytes]]
 
 
-def piece(places: Sequence[int], values: Sequence[float], weight: float = 1.0) -> Piece:
-    return Piece(torch.tensor(places), torch.tensor(values), weight)
+def piece(places: Sequence[int], values: Sequence[float], weight: float = 1.0) -> Contribution:
+    return Contribution(torch.tensor(places), torch.tensor(values), weight)
 
 
 @pytest.mark.parametrize(

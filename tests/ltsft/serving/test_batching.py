@@ -13,7 +13,7 @@ import torch
 
 from ltsft.release.release import Slot
 from ltsft.serving.answers import Piece
-from ltsft.serving.batching import Batcher, FullError, Job, TooLateError
+from ltsft.serving.batching import Batcher, Enquiry, FullError, TooLateError
 from ltsft.serving.limits import Limits
 from ltsft.serving.readers.words import TokenPiece
 
@@ -61,9 +61,9 @@ def make(runner: Runner) -> Iterator[Callable[..., Batcher]]:
         assert not batcher.is_alive(1.0)
 
 
-def job(slot: Slot, *lengths: int, seconds: float = 30.0) -> Job:
+def job(slot: Slot, *lengths: int, seconds: float = 30.0) -> Enquiry:
     pieces = [TokenPiece(tuple(range(length)), (1,)) for length in lengths or (3,)]
-    return Job(slot, pieces, time.monotonic() + seconds)
+    return Enquiry(slot, pieces, time.monotonic() + seconds)
 
 
 def held(batcher: Batcher, runner: Runner) -> Future[Any]:

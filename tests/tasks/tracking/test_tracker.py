@@ -18,9 +18,10 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 from mlflow.experiments import commands as experiments
 
+from ltsft.canonical import canonical_json
 from ltsft.errors import ServiceError, StoredFileError, TrainingError, ValidationError
 from tasks.quiet import quiet_services
-from tasks.tracking.records import Child, NewRun, canonical_json, flatten_params, git_tags
+from tasks.tracking.records import Child, NewRun, flatten_params, git_tags
 from tasks.tracking.runs import RunHandle
 from tasks.tracking.tracker import Tracker
 
