@@ -46,6 +46,12 @@ def test_both_phases_by_a_loop_of_ones_own_are_those_of_the_paper(base: Base, le
     phased.select(size=700)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters()), "everything is rewound"
     steps(phased, batch)
+    with torch.no_grad():
+        phased(**batch)
+    trained = {name: values for name, values in phased.state_dict().items() if name in encoder}
+    supports = select_magnitude({n: moved[n] for n in trained}, {n: before[f"bert.{n}"] for n in trained}, 700)
+    for name, values in trained.items():
+        assert torch.equal(encoder[name].reshape(-1)[supports[name].long()], values), "each step is from where it is"
     sft = phased.sft("task", "pos", labels=learning.LABELS)
 
     start = {name: before[f"{model.base_model_prefix}.{name}"] for name in sft.diffs}
