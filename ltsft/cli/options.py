@@ -34,7 +34,7 @@ class DataOptions:
 
     def ref(self, file: Path) -> ProjectRef:
         """Say how flows read the project file again."""
-        from ltsft.project import ProjectRef
+        from ltsft.project import ProjectRef  # pydantic takes a while; --help does without
 
         return ProjectRef(file=str(file), **{**vars(self), "overrides": tuple(self.overrides or ())})
 

@@ -286,6 +286,13 @@ def _checks(gate: TextGate | LabelledGate, titles: Mapping[str, str], *, prefix:
     return checks
 
 
+def _table(measured: Mapping[str, Measures], checks: Sequence[_Check]) -> Any:
+    import pandas as pd
+
+    table = pd.DataFrame([{"data": data, **measures.values} for data, measures in measured.items()])
+    return table.astype({check.measure: "float64" for check in checks})
+
+
 def _judge(
     measured: Mapping[str, Measures], checks: Sequence[_Check], *, name: str, folder: Path
 ) -> tuple[Failure, ...]:
@@ -295,7 +302,6 @@ def _judge(
     """
     with _CONTEXT:
         import great_expectations as gx  # loads for seconds; nothing but a validation should wait for it
-        import pandas as pd
         from great_expectations.checkpoint.actions import UpdateDataDocsAction
         from great_expectations.core.run_identifier import RunIdentifier
         from great_expectations.expectations.core.expect_column_values_to_be_between import (
@@ -304,8 +310,7 @@ def _judge(
 
         _remove_report(folder)
         context = gx.get_context(mode="ephemeral", project_config=_context_config(folder))
-        table = pd.DataFrame([{"data": data, **measures.values} for data, measures in measured.items()])
-        table = table.astype({check.measure: "float64" for check in checks})
+        table = _table(measured, checks)
         batch = (
             context.data_sources.add_pandas("ltsft")
             .add_dataframe_asset(_file_name(name))
