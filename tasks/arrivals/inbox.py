@@ -110,7 +110,7 @@ def notice(bucket: Bucket, *, known: Iterable[str], quiet_seconds: float) -> lis
 
 
 def mark_announced(bucket: Bucket, arrival: Arrival) -> None:
-    """FinishedRun that the event of an arrival was sent."""
+    """Record that the event of an arrival was sent."""
     while True:
         arrivals, etag = read_register(bucket)
         if arrival.code not in arrivals:
