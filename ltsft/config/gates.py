@@ -62,6 +62,10 @@ class TextGate(Frozen):
         default=0.2,
         description="repeated lines are boilerplate: they are learnt by heart and leak into the held-out lines",
     )
+    max_near_duplicate_share: Share = Field(
+        default=0.2,
+        description="lines of one template, filled in many times, are boilerplate, too, and no two of them are equal",
+    )
     short_line_characters: Count = Field(default=10, description="a line with fewer characters counts as short")
     max_short_line_share: Share = Field(
         default=0.4,

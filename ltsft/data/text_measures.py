@@ -19,6 +19,7 @@ from ltsft.data.characters import UNSPACED, CharacterClasses
 from ltsft.data.identity import Identifier
 from ltsft.data.measures import EXAMPLES, Examples, Measures, share_of, text_hash
 from ltsft.data.mojibake import has_mojibake
+from ltsft.data.near_duplicates import find_near_duplicates
 from ltsft.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ TEXT_TITLES = {
     "invisible_share": "share of direction marks, soft hyphens and other invisible characters",
     "mojibake_share": "share of lines with UTF-8 that was read as Latin-1 or Windows-1251",
     "duplicate_share": "share of lines that repeat an earlier line",
+    "near_duplicate_share": "share of lines that are nearly an earlier line",
     "short_line_share": "share of lines under {gate.short_line_characters} characters",
     "long_line_share": "share of lines over {gate.long_line_characters} characters",
     "script_share": "share of letters in {script}",
@@ -50,6 +52,7 @@ TEXT_TITLES = {
 }
 
 _HASHES = 500_000
+_COMPARED_LINES = 2_000
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…։።؟۔।])\s+|(?<=[。！？])")
 _WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
@@ -128,6 +131,7 @@ def measure_text(
             tally.add(Line(source, number, text))
     values = tally.values()
     values.update(_measure_tokens(tally.sample.lines, tokenizer, tally.examples))
+    values["near_duplicate_share"] = _measure_near_duplicates(tally.sample.lines, tally.examples)
     values["other_language_share"] = _measure_languages(tally.sample.lines, identify, language, tally.examples)
     return Measures(values, tally.examples.shown())
 
@@ -208,6 +212,8 @@ class _TextTally:
         except ValueError as error:
             raise ConfigError(f"script {script!r}: {error}") from error
         self._classes = CharacterClasses(self._script)
+        is_dense = not {"Hani", "Hira", "Kana"}.isdisjoint(self._script)
+        self._short = gate.short_line_characters / (3 if is_dense else 1)
         self._repeats = _RepeatCounter(hash_limit)
         self._lengths: Counter[int] = Counter()
         self._characters: Counter[str] = Counter()
@@ -237,7 +243,7 @@ class _TextTally:
         self._flag(line, "byte_order_mark_share", marks > 0)
         self._flag(line, "invisible_share", invisible > 0)
         self._flag(line, "duplicate_share", self._repeats.add(text))
-        self._flag(line, "short_line_share", length < self._gate.short_line_characters)
+        self._flag(line, "short_line_share", length < self._short)
         self._flag(line, "long_line_share", length > self._gate.long_line_characters)
         self._flag(line, "foreign_line_share", foreign > declared)
         self._flag(line, "test_line_share", bool(self._test_keys) and self._is_test(text))
@@ -286,6 +292,15 @@ class _TextTally:
             if 2 * below >= lines:
                 return length
         return None
+
+
+def _measure_near_duplicates(lines: Sequence[Line], examples: Examples) -> float | None:
+    compared = lines[:: max(1, len(lines) // _COMPARED_LINES)]
+    found = find_near_duplicates([line.text for line in compared])
+    for line, is_near in zip(compared, found, strict=True):
+        if is_near:
+            examples.add("near_duplicate_share", line.source, line.number, line.text)
+    return share_of(sum(found), len(found))
 
 
 def _measure_languages(

@@ -163,6 +163,16 @@ def test_duplicates_are_counted_exactly_below_the_limit(tokenizer: PreTrainedTok
     assert [place.split()[0] for place in measures.examples["duplicate_share"]] == ["xx.txt:3", "xx.txt:5", "xx.txt:6"]
 
 
+def test_lines_of_one_template_are_near_duplicates_and_equal_or_other_lines_are_not(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    pages = [f"Hetta er ein lítil síða um bygdina nummar {i}, sum liggur langt burtur úr øllum." for i in range(20)]
+    measures = measure([*good_lines(30), *pages, *pages[:1] * 5], tokenizer)
+    assert measures.values["near_duplicate_share"] == pytest.approx(19 / 55, abs=0.05)
+    assert "ein lítil síða" in measures.examples["near_duplicate_share"][0]
+    assert measure(good_lines(30) * 2, tokenizer).values["near_duplicate_share"] == 0.0
+
+
 def test_duplicates_beyond_the_limit_are_estimated_without_bias(tokenizer: PreTrainedTokenizerFast) -> None:
     unique = [f"line number {i}" for i in range(5_000)]
     lines = unique + unique  # the copies are far apart
@@ -186,6 +196,12 @@ def test_unknown_subwords_and_subwords_per_word_are_measured_on_lines_from_all_o
 def test_characters_of_scripts_without_spaces_count_as_words(tokenizer: PreTrainedTokenizerFast) -> None:
     values = measure(["今天天气很好"], tokenizer, script="Hans").values
     assert values["subwords_per_word"] == pytest.approx(1 / 6)
+
+
+def test_a_short_line_of_han_says_as_much_as_a_longer_one_of_letters(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert measure(["今日天氣好", "我哋去飲茶"], tokenizer, script="Hant").values["short_line_share"] == 0.0
+    assert measure(["好", "係"], tokenizer, script="Hant").values["short_line_share"] == 1.0
+    assert measure(["stutt", "langt og longri"], tokenizer).values["short_line_share"] == 0.5
 
 
 def test_a_test_sentence_is_found_whatever_its_case_and_tokenization(tokenizer: PreTrainedTokenizerFast) -> None:
