@@ -6,14 +6,20 @@ checked, and shown as what they name.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 from docutils import nodes
 from sphinx.addnodes import download_reference, pending_xref
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
-from ltsft import __version__
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from docs.generators import command_line, project_file, python_api  # noqa: E402
+from ltsft import __version__  # noqa: E402
 
 project = "ltsft"
 author = "The ltsft maintainers"
@@ -21,11 +27,17 @@ copyright = "2026, the ltsft maintainers"
 release = version = __version__
 html_title = "ltsft"
 
-extensions = ["myst_parser", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_static"]
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 4  # links to headings are what GitHub makes of them
 suppress_warnings = ["misc.highlighting_failure"]  # `...` in YAML examples
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+default_role = "code"  # `name` in a docstring
+nitpick_ignore_regex = [("py:.*", ".*")]  # types in signatures; what pages name is checked as links
 
 html_theme = "furo"
 html_static_path = ["_static"]
@@ -38,7 +50,16 @@ html_theme_options = {
 copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .gp"
 
-ROOT = Path(__file__).parents[1]
+
+class Generated(SphinxDirective):
+    """What a page of docs/reference holds: it is written from the code when the site is built, and never kept."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Write it and read it as Markdown."""
+        pages = {"project_file": project_file, "command_line": command_line, "python_api": python_api}
+        return self.parse_text_to_nodes(pages[self.arguments[0]].page(), allow_section_headings=True)
 
 
 def name_files(app: Sphinx, page: nodes.document) -> None:
@@ -53,4 +74,5 @@ def name_files(app: Sphinx, page: nodes.document) -> None:
 
 def setup(app: Sphinx) -> None:
     """Tell Sphinx of what is in this file."""
+    app.add_directive("generated", Generated)
     app.connect("doctree-read", name_files)

@@ -162,7 +162,7 @@ def push(
 def serve(
     project: ProjectOption,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     bundle: Annotated[Path | None, typer.Option(help="Release bundle to start from when the registry is away.")] = None,
     options: DataOptions = DataOptions(),  # noqa: B008 - it is frozen
 ) -> None:

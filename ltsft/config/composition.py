@@ -19,21 +19,21 @@ _Weight = _Factor | Annotated[dict[str, _Factor], Field(min_length=1)]
 class PartWeights(Frozen):
     """What the diffs of each part of a composition are multiplied by: a number, or numbers by part of the network."""
 
-    language: _Weight = 1.0
-    task: _Weight = 1.0
+    language: _Weight = Field(1.0, description="of the language SFT")
+    task: _Weight = Field(1.0, description="of the task SFT")
 
 
 class OwnWeights(Frozen):
     """Weights of one language, in place of those of the project."""
 
-    language: _Weight | None = None
-    task: _Weight | None = None
+    language: _Weight | None = Field(None, description="of the language SFT")
+    task: _Weight | None = Field(None, description="of the task SFT")
 
 
 class CompositionSettings(Frozen):
     """How a language SFT and a task SFT are put together: the rule, and how much each of them counts."""
 
-    rule: str = "sum"
+    rule: str = Field("sum", description="how the diffs are put together: sum, ties or ties_sum")
     weights: PartWeights = PartWeights()
     by_language: dict[str, OwnWeights] = Field({}, description="other weights for some target languages")
 

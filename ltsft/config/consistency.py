@@ -30,7 +30,7 @@ class Noise(Frozen):
 class CodeSwitch(Frozen):
     """Words are replaced by their translations in bilingual word lists."""
 
-    words: Sources
+    words: Sources = Field(description="bilingual word lists, of the scheme tsv:")
     share: float = Field(0.3, gt=0, le=1, description="share of the words that are looked up")
 
     @field_validator("words")
@@ -57,17 +57,17 @@ class Augmentations(Frozen):
 
 
 class Consistency(Frozen):
-    """Penalties on outputs that change where the meaning of an example does not.
+    """Penalties on outputs that change where the meaning of an example does not."""
 
-    Attributes:
-        example: weight of example consistency, lambda_1 of the paper: in the full and the sparse phase.
-        model: weight of model consistency, lambda_2: in the sparse phase, whose first stage is the full-phase model.
-        augmentations: what is done to the examples.
-    """
-
-    example: float = Field(1.0, ge=0)
-    model: float = Field(0.0, ge=0)
-    augmentations: Augmentations
+    example: float = Field(
+        1.0, ge=0, description="weight of example consistency, lambda_1 of the paper: in the full and the sparse phase"
+    )
+    model: float = Field(
+        0.0,
+        ge=0,
+        description="weight of model consistency, lambda_2: in the sparse phase alone",
+    )
+    augmentations: Augmentations = Field(description="what is done to the examples")
 
     @property
     def sources(self) -> tuple[Source, ...]:

@@ -18,10 +18,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class PhaseSettings(Frozen):
     """Length and learning rate of the full or the sparse phase."""
 
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, description="passes over the training data, within the bounds below")
     min_steps: int = Field(1, ge=1, description="optimizer steps at least")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps at most")
-    learning_rate: float = Field(5e-5, gt=0)
+    learning_rate: float = Field(5e-5, gt=0, description="the highest; it falls linearly to 0 at the end")
     l1: float = Field(0.0, ge=0, description="weight of the pull to the base, l1 * sum|theta - theta0| / N")
 
     @model_validator(mode="after")
@@ -42,16 +42,16 @@ class Recipe(Frozen):
     size: int | None = Field(None, ge=1, description="K itself, instead of a density")
     iterations: int = Field(1, ge=1, description="rounds of select and train; each adds its share of K")
     head: PhaseSettings | None = Field(None, description="trains the head alone, before the full phase; none when null")
-    full: PhaseSettings = PhaseSettings()
-    sparse: PhaseSettings = PhaseSettings()
+    full: PhaseSettings = Field(PhaseSettings(), description="everything trains, then the support is selected")
+    sparse: PhaseSettings = Field(PhaseSettings(), description="the support alone trains")
     batch_size: int = Field(32, ge=1, description="sequences in an optimizer step, over all processes of all nodes")
     accumulation: int = Field(1, ge=1, description="micro-batches that a batch is split into")
     max_length: int = Field(128, ge=8, description="sub-words in a sequence")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of sub-words to predict (language only)")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of a phase in which the learning rate rises")
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     dropout: float | None = Field(None, ge=0, lt=1, description="replaces the base's dropout; its own when null")
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     evaluations: int = Field(4, ge=1, description="times that a phase looks at the held-out score")
     held_out: int = Field(64, ge=1, description="sequences of raw text kept from training (language only)")
     precision: Precision = Field("fp32", description="of forward passes; fp32 where a device would emulate it")
@@ -62,7 +62,9 @@ class Recipe(Frozen):
     nodes: int = Field(1, ge=1, description="machines that train together, each with so many processes")
     consistency: Consistency | None = Field(None, description="penalties on what augmentation changes (task only)")
     own: dict[str, Any] = Field({}, description="what only its method has; in a project file it stands beside the rest")
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((1,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(
+        (1,), min_length=1, description="an SFT for each; scores are means over them (one for language)"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
@@ -100,4 +102,4 @@ class Recipe(Frozen):
 class MethodRecipes(Frozen):
     """The recipes of a method: those of the project, with what its own section sets in their place."""
 
-    recipes: dict[str, Recipe] = Field({})
+    recipes: dict[str, Recipe] = Field({}, description="by name, what differs from the recipes of the project")

@@ -17,8 +17,10 @@ __all__ = ["LabelledData", "Sampling", "TargetTask"]
 class LabelledData(Frozen):
     """Labelled sentences of one language: what is trained on, and what chooses the best checkpoint."""
 
-    train: Sources
-    dev: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = ()
+    train: Sources = Field(description="what is learnt from")
+    dev: Annotated[tuple[Source, ...], BeforeValidator(as_list)] = Field(
+        (), description="chooses the best checkpoint; without it every tenth training sentence does"
+    )
 
 
 class Sampling(Frozen):
@@ -36,18 +38,20 @@ class TargetTask(Frozen):
     """
 
     name: Name
-    objective: str
-    labels: tuple[str, ...] = ()
+    objective: str = Field(description="what kind of task it is, such as pos or ner")
+    labels: tuple[str, ...] = Field((), description="the answers that there are; which are allowed, the objective says")
     columns: dict[str, str] = Field({}, description="what the objective calls a column -> its name in the files")
     relabel: dict[str, str] = Field({}, description="a label in the files -> what it is read as")
-    sources: dict[str, LabelledData] = Field(min_length=1)
+    sources: dict[str, LabelledData] = Field(min_length=1, description="labelled data by source language")
     order: Literal["joint", "sequential"] = Field(
         "joint", description="several source languages mixed, batch by batch, or one after the other"
     )
     sampling: Sampling = Sampling()
-    test: dict[str, Sources]
+    test: dict[str, Sources] = Field(description="test data by language: each is a cell of the matrix")
     dev: dict[str, Sources] = Field({}, description="what weights of compositions may be searched on, by language")
-    supervised: dict[str, LabelledData] = Field({})
+    supervised: dict[str, LabelledData] = Field(
+        {}, description="labelled data of target languages, for an SFT that compositions are compared with"
+    )
 
     @field_validator("labels")
     @classmethod

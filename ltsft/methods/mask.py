@@ -41,7 +41,7 @@ def select_magnitude(
     Exactly K are selected. Equal moves are settled by the order of the parameters in `now`, then by the lower flat
     index, so the result is the same on every run.
 
-    A radix select over the bit patterns of |now - start|, which order as the numbers do: one pass counts the upper
+    A radix select over the bit patterns of ``|now - start|``, which order as the numbers do: one pass counts the upper
     halves, one the lower halves of those in the bucket where the K-th lies, and one collects. The moves are computed
     chunk by chunk in each pass and never held; a parameter is asked for once in a pass, so both mappings may read
     from a file.

@@ -63,17 +63,17 @@ _NAME_ROOT = "name the folder of the data with --data-root, LTSFT_DATA_ROOT or d
 class BaseConfig(Frozen):
     """The pretrained model: a hub id with a revision, or a folder."""
 
-    id: str = Field(min_length=1)
-    revision: str | None = None
+    id: str = Field(min_length=1, description="id on the Hugging Face hub, or a folder (from data_root on)")
+    revision: str | None = Field(None, description="commit on the hub; none for a folder")
 
 
 class Language(Frozen):
     """A language of the matrix and its raw text."""
 
     code: Name
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\r\n\t]*$")
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\r\n\t]*$", description="as tables show it")
     script: Script
-    text: Sources
+    text: Sources = Field(description="raw text, of the scheme text:")
 
     @field_validator("text")
     @classmethod
@@ -87,7 +87,7 @@ class Language(Frozen):
 class Store(Frozen):
     """Where products and checkpoints of this project are kept on this machine."""
 
-    folder: Path
+    folder: Path = Field(description="a folder of this machine; a relative one starts from the file")
     checkpoint_minutes: float = Field(5.0, gt=0, description="the most work that a kill can cost")
 
     @field_validator("folder", mode="before")
@@ -120,16 +120,22 @@ def _suits_objective(target: TargetTask) -> TargetTask:
 class Project(Frozen):
     """A parsed project file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=60,
+        description="names the experiment in MLflow and the folder in a bucket",
+    )
     artificial: bool = Field(False, description="the languages are artificial; said wherever they are shown")
-    data_root: str
+    data_root: str = Field(description="folder or URL that sources start from; a relative one starts from the file")
     base: BaseConfig
-    languages: dict[str, Language] = Field(min_length=1)
+    languages: dict[str, Language] = Field(min_length=1, description="rows of the matrix, each with its raw text")
     unseen: tuple[str, ...] = Field((), description="languages that the base was not pre-trained on")
-    target_tasks: dict[str, Annotated[TargetTask, AfterValidator(_suits_objective)]] = Field({})
+    target_tasks: dict[str, Annotated[TargetTask, AfterValidator(_suits_objective)]] = Field(
+        {}, description="columns of the matrix, each with its labelled data"
+    )
     method: str = Field(LT_SFT, description="how SFTs are learnt")
     methods: dict[str, MethodRecipes] = Field({}, description="what of `recipes` is otherwise for a method")
-    recipes: dict[str, Recipe]
+    recipes: dict[str, Recipe] = Field(description="how SFTs are learnt: one called language, one for each target task")
     composition: CompositionSettings = CompositionSettings()
     gates: Gates = Gates()
     word_lists: WordLists | None = Field(None, description="what tells which language a text is in")
