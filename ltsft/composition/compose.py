@@ -64,7 +64,7 @@ def composed(
             was converted to another dtype inside the block.
 
     Example:
-        >>> with composed(model, [(language_sft, 1.0), (task_sft, 1.0)], base=base.ref):  # doctest: +SKIP
+        >>> with composed(model, [(language_sft, 1.0), (task_sft, 1.0)], base=base.ref):
         ...     score(model)
     """
     resident = Resident(model, base=base, rule=rule, heads=heads)
@@ -102,8 +102,9 @@ def export_composition(
         CompositionError: The parts do not fit (see `composed`), or the folder holds something that is not an export.
 
     Example:
-        >>> parts = [(language_sft, 1.0), (task_sft, 1.0)]  # doctest: +SKIP
-        >>> export_composition(model, tokenizer, parts, "released/pos-fo", base=base.ref)  # doctest: +SKIP
+        >>> parts = [(language_sft, 1.0), (task_sft, 1.0)]
+        >>> export_composition(model, tokenizer, parts, "released/pos-fo", base=base.ref)
+        PosixPath('released/pos-fo')
     """
     _refuse_stacked(parts)
     folder = Path(folder)

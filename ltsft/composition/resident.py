@@ -61,10 +61,10 @@ class Resident:
         CompositionError: The rule is unknown.
 
     Example:
-        >>> resident = Resident(model, base=base.ref)  # doctest: +SKIP
-        >>> resident.switch([(faroese, 1.0), (pos, 1.0)])  # doctest: +SKIP
-        >>> resident.switch([(welsh, 1.0), (pos, 1.0)])  # doctest: +SKIP
-        >>> resident.switch([])  # the base again, bit for bit  # doctest: +SKIP
+        >>> resident = Resident(model, base=base.ref)
+        >>> tagger = resident.switch([(faroese, 1.0), (pos, 1.0)])
+        >>> tagger = resident.switch([(welsh, 1.0), (pos, 1.0)])
+        >>> tagger = resident.switch([])  # the base again, bit for bit
     """
 
     def __init__(

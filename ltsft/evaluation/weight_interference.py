@@ -182,7 +182,7 @@ def interference(a: SFT, b: SFT) -> Interference:
         CompositionError: The SFTs belong to different bases, or a parameter has two shapes.
 
     Example:
-        >>> interference(sft, sft).overall.jaccard  # doctest: +SKIP
+        >>> interference(sft, sft).overall.jaccard
         1.0
     """
     if a.base.fingerprint != b.base.fingerprint:

@@ -82,7 +82,7 @@ def save_sft(sft: SFT, folder: str | Path, *, values: StoredValues = "float32", 
             holds something that is not an SFT.
 
     Example:
-        >>> save_sft(sft, "sfts/fo")  # doctest: +SKIP
+        >>> save_sft(sft, "sfts/fo")
         PosixPath('sfts/fo')
     """
     folder = Path(folder)
