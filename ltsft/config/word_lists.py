@@ -13,17 +13,15 @@ __all__ = ["WordLists"]
 
 
 class WordLists(Frozen):
-    """Lists of words that occur mostly in one language: a file ``NAME.txt`` or ``NAME.txt.gz`` each, a word a line.
+    """Lists of words that occur mostly in one language: a file ``NAME.txt`` or ``NAME.txt.gz`` each, a word a line."""
 
-    Attributes:
-        folder: folder or URL that holds them, relative to ``data_root``.
-        names: language code -> the name of its list, such as ``fo: fao_Latn``; a language without one is not looked at.
-        sisters: language code -> lists of languages that its text may hold, because they share most of their words.
-    """
-
-    folder: str = Field(min_length=1)
-    names: dict[str, str] = Field({})
-    sisters: dict[str, tuple[str, ...]] = Field({})
+    folder: str = Field(min_length=1, description="folder or URL that holds them; a relative one starts from data_root")
+    names: dict[str, str] = Field(
+        {}, description="by language code, the name of its list, such as fao_Latn; one without is not looked at"
+    )
+    sisters: dict[str, tuple[str, ...]] = Field(
+        {}, description="by language code, lists of languages that its text may hold: they share most of their words"
+    )
 
     @field_validator("folder")
     @classmethod

@@ -15,7 +15,7 @@ def test_every_message_on_the_page_stands_in_the_code() -> None:
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
     constants = (node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant))
     code = "\0".join(value for value in constants if isinstance(value, str))
-    rows = re.findall(r"^\| (`.*?)\| ", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^- \*\*(`.*?)\*\*:", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     messages = [message for row in rows if "(of " not in row for message in re.findall(r"`([^`]+)`", row)]
 
     assert len(messages) > 30
