@@ -26,10 +26,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
 from ltsft.config import NAME_RULE, is_name
 from ltsft.data import most_used_script
 from ltsft.errors import ConflictError, ServiceError
-from ltsft.project import Project
+from ltsft.project import Language, Project
 from tasks.storage import Bucket, Entry
 
 REGISTER = "inbox.json"
@@ -60,6 +62,19 @@ class Arrival:
     fingerprint: str
     announced: str = ""
 
+    def as_language(self) -> dict[str, Any]:
+        """Give the language as a project file has it."""
+        return {"name": self.name, "script": self.script, "text": [f"text:{address}" for address in self.text]}
+
+    def fault(self) -> str:
+        """Say why it can be no language of a project, which would stop every flow of it; nothing if it can."""
+        try:
+            Language.model_validate({"code": self.code, **self.as_language()})
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)
+            return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in wrong)
+        return ""
+
     def event_id(self, project: str) -> uuid.UUID:
         """Give the id of the event that tells of this very state of the language."""
         return uuid.uuid5(_NAMESPACE, f"{project} {self.code} {self.fingerprint}")
@@ -72,8 +87,10 @@ def inbox_overrides(project: Project, bucket: Bucket) -> tuple[str, ...]:
     for arrival in arrivals.values():
         if arrival.code in project.languages:
             continue
-        text = [f"text:{address}" for address in arrival.text]
-        language = {"name": arrival.name, "script": arrival.script, "text": text}
+        if fault := arrival.fault():
+            _LOG.warning("inbox/%s is left: %s", arrival.code, fault)
+            continue
+        language = arrival.as_language()
         found.append(f"languages.{arrival.code}={json.dumps(language)}")
         for target_task, addresses in arrival.test.items():
             if target_task in project.target_tasks:
@@ -191,10 +208,18 @@ def _read(bucket: Bucket, code: str, entries: Iterable[Entry], fingerprint: str)
     if not text:
         _LOG.warning("inbox/%s has no *.txt or *.txt.gz yet", code)
         return None
-    script = facts.get("script") or _script(bucket, text[0].removeprefix(f"{bucket.location}/"))
+    try:
+        script = facts.get("script") or _script(bucket, text[0].removeprefix(f"{bucket.location}/"))
+    except zlib.error as error:
+        _LOG.warning("inbox/%s is left: %s is no whole gzip file: %s", code, text[0], error)
+        return None
     name = str(facts.get("name") or code)
     tests = {target: tuple(sorted(addresses)) for target, addresses in test.items()}
-    return Arrival(code, name, str(script), tuple(sorted(text)), tests, fingerprint)
+    arrival = Arrival(code, name, str(script), tuple(sorted(text)), tests, fingerprint)
+    if fault := arrival.fault():
+        _LOG.warning("inbox/%s is left: %s", code, fault)
+        return None
+    return arrival
 
 
 def _facts(bucket: Bucket, name: str) -> dict[str, Any]:

@@ -51,6 +51,21 @@ def test_an_upload_that_is_not_finished_and_what_is_no_text_are_left(
     assert "inbox/known is left: known stands in the project file" in caplog.text
 
 
+def test_a_language_that_cannot_be_read_stops_neither_the_others_nor_the_flows_of_the_project(
+    bucket: Bucket, tiny_project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(bucket, fo__a_dot_txt="Hetta.\n", xx__a_dot_txt="x\n", xx__language_dot_json='{"script": "Nope"}')
+    bucket.put("inbox/gz/a.txt.gz", b"\x1f\x8b" + b"no gzip at all")
+    caplog.set_level(logging.WARNING, logger="tasks.arrivals.inbox")
+
+    assert [arrival.code for arrival in notice(bucket, known=(), quiet_seconds=0)] == ["fo"]
+    assert "inbox/gz is left: " in caplog.text
+    assert "is no whole gzip file" in caplog.text
+    assert "inbox/xx is left: script: " in caplog.text
+    overrides = inbox_overrides(load_project(tiny_project), bucket)
+    assert "fo" in ProjectRef(file=str(tiny_project), overrides=overrides).load().languages
+
+
 def test_what_was_noticed_is_a_language_of_the_project_with_the_script_of_its_text(
     bucket: Bucket, tiny_project: Path
 ) -> None:
