@@ -16,8 +16,15 @@ def mlflow_serving(store: Path) -> Iterator[str]:
     """Serve ``mlflow.db`` of a store folder; gives the address. One at a time in a process."""
     import mlflow.server
     from mlflow.server import handlers
+    from mlflow.tracking._model_registry import utils as registry
+    from mlflow.tracking._tracking_service import utils as tracking
 
     with pytest.MonkeyPatch.context() as patch:
+        # A server takes its store for that of the whole process, clients and variables included.
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.delenv("MLFLOW_TRACKING_URI")
+        patch.setattr(tracking, "_tracking_uri", None)
+        patch.setattr(registry, "_registry_uri", None)
         patch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{store}/mlflow.db")
         patch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(store / "artifacts"))
         for name in ("_tracking_store", "_model_registry_store"):

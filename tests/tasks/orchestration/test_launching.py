@@ -116,7 +116,9 @@ def test_after_some_crashes_it_has_failed_and_what_needs_it_is_not_tried(deploym
     assert len(seen) == 2
 
 
-def test_two_that_want_the_same_key_at_once_wait_for_one_run(deployment: UUID) -> None:
+def test_two_that_want_the_same_key_at_once_wait_for_one_run(
+    deployment: UUID, caplog: pytest.LogCaptureFixture
+) -> None:
     found: list[dict[str, Shortfall]] = []
     looking = threading.Barrier(3)
 
@@ -128,7 +130,9 @@ def test_two_that_want_the_same_key_at_once_wait_for_one_run(deployment: UUID) -
     for thread in threads:
         thread.start()
     looking.wait(30)
-    time.sleep(3)  # both have asked by now; only then can the run end
+    end = time.monotonic() + 120
+    while sum(message.startswith("a: flow run") for message in caplog.messages) < 2 and time.monotonic() < end:
+        time.sleep(0.1)  # only once both have asked can the run end
     worker = Worker(Completed(), Completed())
     worker.start()
     for thread in threads:
