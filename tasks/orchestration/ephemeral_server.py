@@ -67,7 +67,7 @@ class EphemeralServer:
             self.process.terminate()
             try:
                 self.process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):  # all is done: no traceback for the impatient
                 self.process.kill()
                 self.process.wait()
 
