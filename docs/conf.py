@@ -37,6 +37,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 default_role = "code"  # `name` in a docstring
+highlight_language = "none"  # of blocks that name no language
 nitpick_ignore_regex = [("py:.*", ".*")]  # types in signatures; what pages name is checked as links
 
 html_theme = "furo"
