@@ -30,6 +30,7 @@ from tasks.orchestration import (
     show,
     worst,
 )
+from tasks.releases import live_scores
 from tasks.tracking import NewRun
 from tasks.validation import validate_test
 from tasks.workspace import Workspace, open_workspace
@@ -70,7 +71,8 @@ def evaluate_matrix(
     missing = in_rounds(wanted, score)
     if only is None:
         show("matrix")
-        _report(workspace, assemble_matrix(workspace, {**(failures or {}), **reasons(missing)}))
+        why = {**(failures or {}), **reasons(missing)}
+        _report(workspace, assemble_matrix(workspace, why, live_scores(workspace)))
     told = f"{len(missing)} of {len(wanted)} cells"
     if worst(missing.values()) is not Why.REFUSED:
         return failed(f"{told} could not be scored:\n{listed(missing)}", missing.values())

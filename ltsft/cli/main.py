@@ -18,6 +18,7 @@ from ltsft.cli.experiments import experimenting
 from ltsft.cli.flows import run_flow, start_server, wants_bars
 from ltsft.cli.options import AsJson, ProjectFile, ProjectOptions, grouped
 from ltsft.cli.release import releasing
+from ltsft.cli.scores import scoring
 
 if TYPE_CHECKING:
     from ltsft.composition import Weight
@@ -29,6 +30,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 app.add_typer(experimenting)
 app.add_typer(releasing)
+app.add_typer(scoring)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -89,7 +91,8 @@ def run(
     has_bars = not verbose and wants_bars()
     ref = options.ref(file)
     with told_errors():
-        from tasks.evaluation import read_matrix, restore_page
+        from tasks.evaluation import read_matrix, restore_page, with_changes
+        from tasks.releases import live_scores
         from tasks.workspace import open_workspace
 
         workspace = open_workspace(ref)
@@ -103,7 +106,7 @@ def run(
             failed = "" if end.is_completed else end.message
             workspace = open_workspace(ref)
             matrix = read_matrix(workspace)
-        _show_matrix(matrix, workspace, as_json=as_json)
+        _show_matrix(with_changes(workspace, matrix, live_scores(workspace)), workspace, as_json=as_json)
     if failed:
         fail_run(failed)
 

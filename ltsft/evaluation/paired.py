@@ -7,7 +7,7 @@ comparison).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
@@ -21,6 +21,7 @@ __all__ = [
     "Outcomes",
     "PairedDifference",
     "deviation",
+    "difference_of_means",
     "interval_of",
     "paired_bootstrap",
     "resampled_differences",
@@ -147,18 +148,48 @@ def resampled_differences(
             f"two methods are compared by the same seeds on the same sentences, got {len(candidate)} and "
             f"{len(reference)} seeds with outcomes of shape {' and '.join(map(str, sorted(shapes)))}"
         )
-    a, b = (np.asarray(outcomes, dtype=np.float64) for outcomes in (candidate, reference))
-    if a.ndim != 3 or a.shape[2] != 2 or not a.shape[1]:
-        raise ConfigError(f"outcomes are (correct, counted) of each sentence, got shape {a.shape[1:]}")
-    sentences = a.shape[1]
-    rng = np.random.default_rng(seed)
-    found = [_scores(np.ones((1, sentences)), a) - _scores(np.ones((1, sentences)), b)]
-    step = max(1, _DRAWN_AT_ONCE // sentences)
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        times = rng.multinomial(sentences, np.full(sentences, 1 / sentences), size=count).astype(np.float64)
-        found.append(_scores(times, a) - _scores(times, b))
-    return np.concatenate(found)
+    a, b = _resampled_scores(candidate, reference, resamples=resamples, seed=seed)
+    return a - b
+
+
+def difference_of_means(
+    candidate: Mapping[int, Outcomes],
+    reference: Mapping[int, Outcomes],
+    *,
+    confidence: float,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """Give the interval of the difference of two mean scores on one test set, each the mean over its own seeds.
+
+    Sentences are drawn again, the same for both. Where both have the same seeds these are drawn again, too; where one
+    of them has others, such as the one seed that is live, the interval is about these very seeds.
+
+    Args:
+        candidate: outcomes by seed, (sentences, 2) each.
+        reference: outcomes by seed of the other one, on the same sentences in the same order.
+        confidence: of the two-sided interval, in (0, 1).
+        resamples: how often to draw.
+        seed: of the drawing; the same inputs give the same figures.
+
+    Raises:
+        ConfigError: the two are not outcomes of the same sentences, or there are none.
+    """
+    shapes = {np.shape(outcomes) for outcomes in (*candidate.values(), *reference.values())}
+    if not candidate or not reference or len(shapes) != 1:
+        raise ConfigError(
+            "two means are compared on the same sentences, got outcomes of shape "
+            f"{' and '.join(map(str, sorted(shapes))) or 'none'}"
+        )
+    is_same = candidate.keys() == reference.keys()
+    a, b = _resampled_scores(
+        [candidate[s] for s in sorted(candidate)],
+        [reference[s] for s in sorted(reference)],
+        resamples=resamples,
+        seed=seed,
+    )
+    found = a - b if is_same else a.mean(axis=1, keepdims=True) - b.mean(axis=1, keepdims=True)
+    return interval_of([found], confidence=confidence, seed=seed, draws_seeds=is_same)
 
 
 def interval_of(
@@ -184,6 +215,26 @@ def interval_of(
     tail = (1.0 - confidence) / 2
     lower, upper = np.quantile(resampled.mean(axis=1), [tail, 1.0 - tail])
     return Interval(float(mean[0].mean()), float(lower), float(upper))
+
+
+def _resampled_scores(
+    candidate: Sequence[Outcomes], reference: Sequence[Outcomes], *, resamples: int, seed: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Score both on the test set and on resamples of it, the same for both: (1 + resamples, seeds) each."""
+    a, b = (np.asarray(outcomes, dtype=np.float64) for outcomes in (candidate, reference))
+    if a.ndim != 3 or a.shape[2] != 2 or not a.shape[1]:
+        raise ConfigError(f"outcomes are (correct, counted) of each sentence, got shape {a.shape[1:]}")
+    sentences = a.shape[1]
+    rng = np.random.default_rng(seed)
+    ones = np.ones((1, sentences))
+    found = [(_scores(ones, a), _scores(ones, b))]
+    step = max(1, _DRAWN_AT_ONCE // sentences)
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
+        times = rng.multinomial(sentences, np.full(sentences, 1 / sentences), size=count).astype(np.float64)
+        found.append((_scores(times, a), _scores(times, b)))
+    first, second = zip(*found, strict=True)
+    return np.concatenate(first), np.concatenate(second)
 
 
 def _scores(times: npt.NDArray[np.float64], outcomes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from ltsft.base import Base
 from ltsft.composition import Part, Resident
 from ltsft.config import PartWeights, Precision
-from ltsft.evaluation.paired import Outcomes, deviation
+from ltsft.evaluation.changes import CONFIDENCE
+from ltsft.evaluation.paired import Outcomes, deviation, difference_of_means
 from ltsft.evaluation.weight_interference import interference
 from ltsft.methods import method_named
 from ltsft.objectives import Evaluation, MaskedLM, TargetObjective
@@ -51,10 +52,12 @@ class CellScore:
         metrics: names as in MLflow, scores in [0, 1], losses in nats.
         outcomes: by seed of the task SFT, (numerator, denominator) of each test sentence, (sentences, 2), float64:
             what a paired comparison of two compositions needs.
+        alone: the same of the task SFT without a language SFT.
     """
 
     metrics: Mapping[str, float]
     outcomes: Mapping[int, Outcomes]
+    alone: Mapping[int, Outcomes] = field(default_factory=dict)
 
 
 class Scorer:
@@ -128,10 +131,11 @@ class Scorer:
         metrics["test_sentences"] = float(len({example.sentence for example in data.test}))
         if data.majority is not None:
             metrics["score_majority"] = self._objective.majority_score(data.majority, data.test)
-        outcomes = {}
+        outcomes, outcomes_alone = {}, {}
         for task, with_language, without in zip(tasks, composed_scores, alone, strict=True):
             seed = task.details["recipe"]["seed"]
             outcomes[int(seed)] = as_outcomes(with_language)
+            outcomes_alone[int(seed)] = as_outcomes(without)
             metrics[f"score.seed.{seed}"] = with_language.score
             metrics[f"score_task_only.seed.{seed}"] = without.score
         if supervised is not None:
@@ -141,7 +145,10 @@ class Scorer:
             if not _is_stacked(language, tasks[0]):
                 metrics |= interference(language, tasks[0]).metrics(details=True)
             metrics |= self._functional(data, language, tasks[0], source, weights)
-        return CellScore(metrics, outcomes)
+        if spoken:
+            gain = difference_of_means(outcomes, outcomes_alone, confidence=CONFIDENCE)
+            metrics |= {"gain_lower": gain.lower, "gain_upper": gain.upper}
+        return CellScore(metrics, outcomes, outcomes_alone)
 
     def outcomes(self, test: Sequence[Any], parts: Sequence[Part]) -> Outcomes:
         """Give (correct, counted) of each test sentence under a composition, shape (sentences, 2)."""

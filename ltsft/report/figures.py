@@ -22,7 +22,18 @@ from matplotlib.patches import Rectangle
 from rich.cells import cell_len
 
 from ltsft.errors import ConfigError
-from ltsft.evaluation import COLUMNS, Cell, Matrix, MatrixLanguage, percent, points, role, shown_columns, title_of
+from ltsft.evaluation import (
+    COLUMNS,
+    DIFFERENCES,
+    Cell,
+    Matrix,
+    MatrixLanguage,
+    percent,
+    points,
+    role,
+    shown_columns,
+    title_of,
+)
 
 INK, FAINT, PAPER, MISSING = "#1b1f24", "#57606a", "#ffffff", "#eef0f2"
 BAR, LINE = "#3b5b92", "#b35806"
@@ -130,7 +141,7 @@ def matrix_figure(matrix: Matrix) -> Figure:
     tasks = matrix.target_tasks
     languages = _figure_rows(matrix)
     means = max((len(matrix.means(task)) for task in tasks), default=0)
-    blocks = [shown_columns(matrix, task) for task in tasks]
+    blocks = [[c for c in shown_columns(matrix, task) if c not in DIFFERENCES] for task in tasks]
     width = 0.1 + sum(len(block) + 0.4 for block in blocks)
     height = len(languages) + (means + 0.4 if means else 0)
     label_width = 0.5 + 0.075 * max((len(_row_label(matrix, language)) for language in languages), default=10)

@@ -17,12 +17,16 @@ from matplotlib.figure import Figure
 
 from ltsft.evaluation import (
     COLUMNS,
+    DIFFERENCES,
     LEGEND,
     Cell,
+    Change,
     Matrix,
     MatrixLanguage,
     Mean,
     caption,
+    change_text,
+    gain_change,
     matrix_markdown,
     matrix_text,
     percent,
@@ -32,6 +36,7 @@ from ltsft.evaluation import (
     summary,
     title_of,
     titles_beside,
+    told_differences,
     unit,
 )
 from ltsft.report.figures import (
@@ -95,6 +100,10 @@ tr.mean > * { font-weight: 700; }
 tbody.means > tr:first-child > * { border-top: 2px solid var(--line); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .5rem 0; font-size: .9rem; }
 dt { font-weight: 600; } dd { margin: 0; color: var(--faint); }
+ul.changes { margin: .1rem 0 .6rem; padding-left: 1.3rem; font-variant-numeric: tabular-nums; }
+svg.history { width: 60px; height: 16px; vertical-align: middle; }
+svg.history polyline { fill: none; stroke: var(--faint); stroke-width: 1.5; }
+svg.history circle { fill: var(--accent); }
 figure { margin: 1.25rem 0; }
 figure img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: .4rem; }
 details { margin: .75rem 0; } summary { cursor: pointer; color: var(--accent); }
@@ -168,6 +177,7 @@ def _target_task(matrix: Matrix, target_task: str) -> str:
     anchor = f"target-{matrix.target_tasks.index(target_task)}"
     said_once = caption(matrix, target_task)
     said = "".join(f'<p class="result">{escape(line)}</p>' for line in summary(matrix, target_task))
+    said += "".join(_told(heading, lines) for heading, lines in told_differences(matrix, target_task))
     more = titles_beside(matrix, target_task)
     titles = [*(COLUMNS[column] for column in shown), *more]
     head = "".join(f'<th scope="col" class="number">{escape(title)}</th>' for title in titles)
@@ -212,24 +222,73 @@ def _row(
     for column in columns:
         if gap is not None and column == "score":
             html += f'<td class="gap" colspan="2"><span>no score ({gap})</span></td>'
+        elif column in DIFFERENCES:
+            html += _difference(cell, column)
         elif gap is None or column != "gain":
-            html += _value(matrix, column, getattr(cell, column), std=stds.get(column))
+            html += _value(matrix, column, getattr(cell, column), std=stds.get(column), change=_change(cell, column))
     html += "".join(f"<td>{percent(cell.beside.get(title))}</td>" for title in more)
     return f"{html}</tr>\n"
 
 
 def _mean_row(matrix: Matrix, name: str, mean: Mean, columns: Sequence[str]) -> str:
     count = f"{mean.count}" if mean.count == mean.total else f"{mean.count} of {mean.total}"
-    values = "".join(_value(matrix, column, getattr(mean, column)) for column in columns)
+    values = "".join(
+        "<td></td>" if column in DIFFERENCES else _value(matrix, column, getattr(mean, column)) for column in columns
+    )
     return f'<tr class="mean"><th scope="row" colspan="3">{escape(name)} ({count})</th>{values}</tr>\n'
 
 
-def _value(matrix: Matrix, column: str, value: float | None, *, std: float | None = None) -> str:
+def _change(cell: Cell, column: str) -> Change | None:
+    return gain_change(cell) if column == "gain" else None
+
+
+def _difference(cell: Cell, column: str) -> str:
+    """Write how a cell differs from the matrix before, with its history, or from what is live."""
+    if column == "change":
+        text = escape(change_text(cell.before)) if cell.before is not None else "–"
+        return f'<td class="change">{_sparkline(cell.history)}{text}</td>'
+    if cell.live is None:
+        return "<td>–</td>"
+    text = "" if cell.live.is_same else f" {change_text(cell.live)}"
+    return f"<td>{percent(cell.live.other)} <small>{escape(cell.live.name + text)}</small></td>"
+
+
+def _sparkline(history: Sequence[float]) -> str:
+    """Draw the scores of a cell over its matrices, oldest first, without a script."""
+    if len(history) < 2:
+        return ""
+    low, high = min(history), max(history)
+    step, spread = 56 / (len(history) - 1), (high - low) or 1.0
+    points_ = [(2 + i * step, 14 - 12 * (score - low) / spread) for i, score in enumerate(history)]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points_)
+    told = escape(f"score over {len(history)} matrices: from {percent(history[0])} to {percent(history[-1])} %")
+    last = points_[-1]
+    return (
+        f'<svg class="history" viewBox="0 0 60 16" role="img" aria-label="{told}"><polyline points="{line}"></polyline>'
+        f'<circle cx="{last[0]:.1f}" cy="{last[1]:.1f}" r="2"></circle></svg> '
+    )
+
+
+def _told(heading: str, lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(' '.join(line.split()))}</li>" for line in lines)
+    return f"<p>{escape(heading)}</p>" + (f'<ul class="changes">{items}</ul>' if items else "")
+
+
+def _value(
+    matrix: Matrix, column: str, value: float | None, *, std: float | None = None, change: Change | None = None
+) -> str:
     is_gain = column == "gain"
     face, ink = colours(value, gain_norm(matrix) if is_gain else score_norm(matrix), diverging=is_gain)
     spread = "" if std is None or value is None else f" <small>±{100 * std:.1f}</small>"
     text = points(value) if is_gain else percent(value)
+    if change is not None:
+        text, spread = change_text(change)[2:].partition(" [")[0], f" <small>{_sureness(change)}</small>"
     return f'<td style="background:{face};color:{ink}">{text}{spread}</td>'
+
+
+def _sureness(change: Change) -> str:
+    _, separator, interval = change_text(change).partition("[")
+    return escape(separator + interval)
 
 
 def _interference(matrix: Matrix, target_task: str) -> str:

@@ -19,15 +19,28 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, has_
 
 
 def text_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, has_names: bool = False, ruler: bool = False
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    has_names: bool = False,
+    names: Sequence[int] = (),
+    ruler: bool = False,
 ) -> list[str]:
-    """Give the lines of a plain table, aligned to the right; the first column to the left if it has names."""
+    """Give the lines of a plain table, aligned to the right; to the left the first column if it has names, and `names`.
+
+    Args:
+        header: a title for each column.
+        rows: the cells.
+        has_names: whether the first column has names.
+        names: numbers of columns that have names, too.
+        ruler: whether a line stands under the header.
+    """
     widths = [max(cell_len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = []
     for row in [header, *([["-" * width for width in widths]] if ruler else []), *rows]:
         cells = [" " * (width - cell_len(cell)) + cell for cell, width in zip(row, widths, strict=True)]
-        if has_names:
-            cells[0] = row[0] + " " * (widths[0] - cell_len(row[0]))
+        for i in {*names, *([0] if has_names else [])}:
+            cells[i] = row[i] + " " * (widths[i] - cell_len(row[i]))
         lines.append("  ".join(cells).rstrip())
     return lines
 

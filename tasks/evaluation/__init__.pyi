@@ -1,10 +1,15 @@
 from tasks.evaluation.cells import MEASURED_SEED as MEASURED_SEED
-from tasks.evaluation.cells import OUTCOMES as OUTCOMES
 from tasks.evaluation.cells import ScoredMatrix as ScoredMatrix
 from tasks.evaluation.cells import assemble_matrix as assemble_matrix
 from tasks.evaluation.cells import log_matrix as log_matrix
 from tasks.evaluation.cells import score_cell as score_cell
 from tasks.evaluation.cells import target_scorer as target_scorer
+from tasks.evaluation.changes import OUTCOMES as OUTCOMES
+from tasks.evaluation.changes import CellDifference as CellDifference
+from tasks.evaluation.changes import Scored as Scored
+from tasks.evaluation.changes import compare_matrices as compare_matrices
+from tasks.evaluation.changes import stored_outcomes as stored_outcomes
+from tasks.evaluation.changes import with_changes as with_changes
 from tasks.evaluation.experiments import Reported as Reported
 from tasks.evaluation.experiments import cell_steps as cell_steps
 from tasks.evaluation.experiments import chosen_tasks as chosen_tasks

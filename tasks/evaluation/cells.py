@@ -17,22 +17,21 @@ from ltsft.base import Base
 from ltsft.canonical import hash_json
 from ltsft.config import Precision, Source, TargetTask
 from ltsft.data import cached_examples, fingerprint
-from ltsft.evaluation import CellData, Matrix, Scorer, interference, matrix_markdown
+from ltsft.evaluation import Cell, CellData, Matrix, Scorer, interference, matrix_markdown
 from ltsft.heap import return_memory
 from ltsft.methods import method_named
 from ltsft.objectives import OBJECTIVES, MaskedLM
-from ltsft.project import Step, language_subject, task_subject
+from ltsft.project import Step, cell_subject, language_subject, task_subject
 from ltsft.report import Pair, Plot, html_page, interference_figure, matrix_figure
 from ltsft.sft import SFT
 from ltsft.training import labelled_rows
+from tasks.evaluation.changes import ALONE, OUTCOMES, Scored, with_changes
 from tasks.evaluation.matrix import PAGE, read_matrix, write_page
 from tasks.orchestration import artifact_key, task
 from tasks.tracking import Child, RunHandle
 from tasks.training import target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
-OUTCOMES = "outcomes"
-"""Artifact of a cell: (correct, counted) of each test sentence, a file for each seed."""
 MEASURED_SEED = "ltsft.measured_seed"
 """Tag of a cell: the seed of the task SFT whose interference was measured."""
 PRECISION = "ltsft.precision"
@@ -70,8 +69,9 @@ def score_cell(workspace: Workspace, target: TargetTask, step: Step, run: RunHan
     run.set_tags({MEASURED_SEED: str(seeds[0]), PRECISION: scorer.precision})
     folder = workspace.working_folder(step) / OUTCOMES
     folder.mkdir(exist_ok=True)
-    for seed, outcomes in scored.outcomes.items():
-        np.save(folder / f"seed-{seed}.npy", outcomes, allow_pickle=False)
+    for name, by_seed in (("", scored.outcomes), (ALONE, scored.alone)):
+        for seed, outcomes in by_seed.items():
+            np.save(folder / f"{name}seed-{seed}.npy", outcomes, allow_pickle=False)
     run.log_folder(folder, OUTCOMES)
     return_memory()
     return dict(scored.metrics)
@@ -101,21 +101,23 @@ class ScoredMatrix:
 
 
 @task(name="assemble matrix", task_run_name="assemble matrix")
-def assemble_matrix(workspace: Workspace, reasons: Mapping[str, str]) -> ScoredMatrix:
-    """Put together the cells of a project and compare every two SFTs.
+def assemble_matrix(workspace: Workspace, reasons: Mapping[str, str], live: Mapping[str, Scored]) -> ScoredMatrix:
+    """Put together the cells of a project, say what changed, and compare every two SFTs.
 
     Args:
         workspace: the project.
         reasons: by subject of a product, why it could not be made.
+        live: by subject of a cell, what is live.
     """
-    return ScoredMatrix(read_matrix(workspace, reasons), _pairs(workspace))
+    matrix = with_changes(workspace, read_matrix(workspace, reasons), live)
+    return ScoredMatrix(matrix, _pairs(workspace))
 
 
 @task(name="log matrix", task_run_name="log matrix", is_retried=True)
 def log_matrix(workspace: Workspace, scored: ScoredMatrix, run: RunHandle) -> None:
     """Log the matrix with its cells as child runs, its figures and its page; write the page into the store folder."""
     matrix = scored.matrix
-    workspace.tracker.log_children(run, _children(workspace))
+    workspace.tracker.log_children(run, _children(workspace, matrix))
     run.log_metrics(_summary(matrix))
     plots = _plots(scored)
     for name, plot in plots.items():
@@ -130,9 +132,10 @@ def log_matrix(workspace: Workspace, scored: ScoredMatrix, run: RunHandle) -> No
     )
 
 
-def _children(workspace: Workspace) -> list[Child]:
-    """Give the cells that have a score, with the runs of the SFTs that each is composed of."""
+def _children(workspace: Workspace, matrix: Matrix) -> list[Child]:
+    """Give the cells that have a score, with the runs of the SFTs that each is composed of, and what changed."""
     children = []
+    shown = {cell_subject(cell.target_task, cell.language): cell for cell in matrix.cells}
     for step in workspace.plan.of_kind("cell"):
         product = step.product
         record = workspace.tracker.find(product.key)
@@ -144,8 +147,22 @@ def _children(workspace: Workspace) -> list[Child]:
                 "ltsft.language": product.language,
                 "ltsft.target_task": str(product.target_task),
             }
-            children.append(Child(product.subject, "cell of matrix", product.subject, record.metrics, ids, tags))
+            metrics = {**record.metrics, **_changes(shown[product.subject])}
+            children.append(Child(product.subject, "cell of matrix", product.subject, metrics, ids, tags))
     return children
+
+
+def _changes(cell: Cell) -> dict[str, float]:
+    """Give as metrics what a cell was before and what is live, with the intervals."""
+    metrics = {}
+    for name, change in (("change", cell.before), ("live_change", cell.live)):
+        if change is not None and not change.is_same:
+            metrics[name] = change.difference
+            if change.interval is not None:
+                metrics |= {f"{name}_lower": change.interval.lower, f"{name}_upper": change.interval.upper}
+    if cell.live is not None:
+        metrics["score_live"] = cell.live.other
+    return metrics
 
 
 def _summary(matrix: Matrix) -> dict[str, float]:

@@ -25,7 +25,8 @@ from ltsft.experiments import Comparison, DensitySweep, ScoredCell
 from ltsft.methods import method_named
 from ltsft.project import Project, ProjectRef, Step, language_subject, task_subject
 from ltsft.training import split_examples
-from tasks.evaluation.cells import OUTCOMES, target_scorer
+from tasks.evaluation.cells import target_scorer
+from tasks.evaluation.changes import OUTCOMES
 from tasks.orchestration import artifact_key, task
 from tasks.tracking import Child, FinishedRun, NewRun
 from tasks.training import target_objective

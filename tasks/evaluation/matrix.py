@@ -12,7 +12,7 @@ from typing import Any
 
 from ltsft.canonical import hash_json
 from ltsft.config import LT_SFT, TargetTask
-from ltsft.evaluation import Cell, Matrix, MatrixLanguage
+from ltsft.evaluation import Cell, Interval, Matrix, MatrixLanguage
 from ltsft.objectives import OBJECTIVES
 from ltsft.project import Plan, Step, cell_subject
 from tasks.tracking import FinishedRun
@@ -165,5 +165,10 @@ def _cell(step: Step, records: Mapping[str, FinishedRun], target: TargetTask, wh
         beside={title: m[f"test.{name}"] for name, title in objective.shown.items()},
         metric=objective.metric,
         unit=objective.unit,
+        gain_interval=(
+            Interval(m["gain"], m["gain_lower"], m["gain_upper"])
+            if {"gain", "gain_lower", "gain_upper"} <= m.keys()
+            else None
+        ),
         interference={n: v for n, v in m.items() if n.startswith(("interference.", "functional."))},
     )

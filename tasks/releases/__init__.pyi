@@ -1,6 +1,7 @@
 from tasks.releases.composing import compose_recipe as compose_recipe
 from tasks.releases.exports import export_release as export_release
 from tasks.releases.exports import write_bundle as write_bundle
+from tasks.releases.live import live_scores as live_scores
 from tasks.releases.live import read_releases as read_releases
 from tasks.releases.promotion import Candidate as Candidate
 from tasks.releases.promotion import ChampionMovedError as ChampionMovedError

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from ltsft.canonical import canonical_json
+from ltsft.project import cell_subject
 from ltsft.release import Slot, UnreadableRelease
-from tasks.releases.registry import Event, Version, open_registry, release_subject
+from tasks.evaluation import Scored
+from tasks.releases.registry import CELL_RUN, SCORE, SEED, TEST, Event, Version, open_registry, release_subject
 from tasks.workspace import Workspace
 
 
@@ -48,7 +52,7 @@ class Live:
             "who": event.who if event else None,
             "how": event.kind if event else None,
             "why": event.reason if event else None,
-            "score": float(tags["ltsft.score"]) if "ltsft.score" in tags else None,
+            "score": float(tags[SCORE]) if SCORE in tags else None,
             "parents": ", ".join(part.subject for part in version.composition.parts) if version else None,
             "parent_runs": {part.subject: part.run_id for part in version.composition.parts} if version else {},
             "composition": version.composition.key if version else None,
@@ -72,3 +76,20 @@ def read_releases(workspace: Workspace) -> list[Live]:
         else:
             found.append(Live(slot, version, candidate, move))
     return sorted(found, key=lambda live: (live.slot.target_task, live.slot.language))
+
+
+def live_scores(workspace: Workspace) -> dict[str, Scored]:
+    """Give, by subject of the cell, what is live and was scored in a matrix of this project."""
+    registry = open_registry(workspace)
+    found = {}
+    for slot, champion, _ in registry.aliases():
+        version = registry.readable(slot, champion) if champion is not None else None
+        if isinstance(version, Version) and {CELL_RUN, SCORE, SEED, TEST} <= version.tags.keys():
+            found[cell_subject(slot.target_task, slot.language)] = Scored(
+                run_id=version.tags[CELL_RUN],
+                score=float(version.tags[SCORE]),
+                seeds=(int(version.tags[SEED]),),
+                test=canonical_json(json.loads(version.tags[TEST])),
+                name=f"version {version.number}",
+            )
+    return found

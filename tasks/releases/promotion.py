@@ -19,23 +19,27 @@ import numpy as np
 
 from ltsft.canonical import canonical_json
 from ltsft.composition import shown_weight
-from ltsft.errors import ConfigError, ReleaseError, StoredFileError
+from ltsft.errors import ConfigError, ReleaseError
 from ltsft.evaluation import Outcomes, interference
 from ltsft.project import cell_subject
 from ltsft.release import Canary, Composition, Measured, Slot, Verdict, has_passed, judge, load_parts
 from ltsft.serving import reader_class
 from ltsft.training import labelled_rows
-from tasks.evaluation import MEASURED_SEED, OUTCOMES, target_scorer
+from tasks.evaluation import MEASURED_SEED, stored_outcomes, target_scorer
 from tasks.orchestration import task
 from tasks.releases.canary import run_canary
 from tasks.releases.composing import log_model, parents, scored_step
 from tasks.releases.registry import (
     CANDIDATE,
+    CELL_RUN,
     CHAMPION,
     FROM_VERSION,
     PASSED,
     PROMOTION,
     REASON,
+    SCORE,
+    SEED,
+    TEST,
     TO_VERSION,
     VERDICT,
     Event,
@@ -47,7 +51,6 @@ from tasks.tracking import FinishedRun, NewRun, RunHandle, user_name
 from tasks.training import target_objective
 from tasks.workspace import HELD_OUT, Workspace
 
-CELL_RUN, SEED, TEST = "ltsft.cell_run", "ltsft.seed", "ltsft.test"
 CANARY_ROWS = 8
 
 
@@ -222,7 +225,7 @@ def judge_candidate(
         candidate.version,
         {
             VERDICT: PASSED if has_passed(verdicts) else "refused",
-            "ltsft.score": f"{measured.score:.6f}",
+            SCORE: f"{measured.score:.6f}",
             "ltsft.overlap": f"{measured.overlap:.6f}",
             "ltsft.sign_conflict": f"{measured.sign_conflict:.6f}",
         },
@@ -262,7 +265,7 @@ def close_records(workspace: Workspace, slot: Slot, champion: int | None) -> Eve
 
 def outcomes_of(workspace: Workspace, candidate: Candidate) -> Outcomes:
     """Give (correct, counted) of each test sentence under a candidate."""
-    found = _stored_outcomes(workspace, candidate.cell.run_id, candidate.seed)
+    found = stored_outcomes(workspace, candidate.cell.run_id, candidate.seed)
     return found if found is not None else _scored_now(workspace, candidate.composition)
 
 
@@ -301,15 +304,6 @@ def version_page(candidate: Candidate, measured: Measured, verdicts: Sequence[Ve
     )
 
 
-def _stored_outcomes(workspace: Workspace, cell_run: str, seed: int) -> Outcomes | None:
-    try:
-        file = workspace.tracker.download(cell_run, f"{OUTCOMES}/seed-{seed}.npy")
-    except StoredFileError:  # a cell of an earlier version, or one whose run was deleted
-        return None
-    found: Outcomes = np.load(file, allow_pickle=False)
-    return found
-
-
 def _scored_now(workspace: Workspace, composition: Composition) -> Outcomes:
     target = workspace.project.target_tasks[composition.target_task]
     pieces = target_objective(workspace, target).examples(labelled_rows(target, target.test[composition.language]))
@@ -322,7 +316,7 @@ def _champion_outcomes(workspace: Workspace, candidate: Candidate, over: int) ->
     champion = open_registry(workspace).version(candidate.slot, over)
     stored = None
     if champion.tags.get(TEST) == candidate.test:
-        stored = _stored_outcomes(workspace, champion.tags.get(CELL_RUN, ""), int(champion.tags.get(SEED, "0")))
+        stored = stored_outcomes(workspace, champion.tags.get(CELL_RUN, ""), int(champion.tags.get(SEED, "0")))
     return stored if stored is not None else _scored_now(workspace, champion.composition)
 
 

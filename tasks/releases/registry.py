@@ -40,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 PROMOTION, ROLLBACK, CANDIDACY = "promotion", "rollback", "candidacy"
 PASSED = "passed"
 """Value of the tag of a verdict, where no gate that decides said no."""
+CELL_RUN, SEED, TEST, SCORE = "ltsft.cell_run", "ltsft.seed", "ltsft.test", "ltsft.score"
+"""Tags of a version: the cell that scored it, the seed of its task SFT, its test set, and its own score there."""
 MODEL = "model"
 """Artifact of a promotion: the pyfunc model, which is the recipe and the code that composes it."""
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from ltsft.cli.main import app
+from ltsft.evaluation.changes import change_text
+from ltsft.evaluation.matrix import Matrix
+from tasks.evaluation.changes import with_changes
 from tasks.evaluation.matrix import read_matrix
 from tasks.workspace.workspace import Workspace
 
@@ -64,7 +70,37 @@ def test_bad_text_stops_its_language_only_and_mending_it_completes_the_run(
 
     workspace = opened(changeable_project)
     assert not workspace.plan.stale
-    assert not any(cell.is_gap for cell in read_matrix(workspace).cells)
+    matrix = with_changes(workspace, read_matrix(workspace), {})
+    assert not any(cell.is_gap for cell in matrix.cells)
+    _what_changed_is_told_with_its_interval(changeable_project, workspace, matrix)
+
+
+def _what_changed_is_told_with_its_interval(file: Path, workspace: Workspace, matrix: Matrix) -> None:
+    """The matrix with the gaps is passed over: what a cell was before is what an earlier one says."""
+    cells = {cell.language: cell for cell in matrix.cells}
+    change = cells["bb"].before
+    assert change is not None
+    assert change.interval is not None
+    assert change.interval.difference == pytest.approx(change.difference)
+    assert change.interval.lower <= change.difference <= change.interval.upper
+    assert cells["bb"].history == (change.other, cells["bb"].score)
+    assert cells["cc"].before is not None
+    assert cells["cc"].before.is_same
+    gain = cells["bb"].gain_interval
+    assert gain is not None
+    assert gain.lower <= (cells["bb"].gain or 0.0) <= gain.upper
+    assert change_text(change) in (workspace.store / "report.html").read_text()
+    first, *_, last = reversed(workspace.tracker.records(kind="matrix"))
+    shown = CliRunner().invoke(app, ["diff", str(file), first.run_id[:12], "--json"])
+    told = {row["cell"]: row for row in json.loads(shown.stdout)["cells"]}
+    assert (json.loads(shown.stdout)["before"], json.loads(shown.stdout)["after"]) == (first.run_id, last.run_id)
+    assert told["cell pos cc"]["verdict"] == "unchanged"
+    assert told["cell pos bb"]["difference"] == pytest.approx(change.difference)
+    assert told["cell pos bb"]["interval"]["lower"] == pytest.approx(change.interval.lower)
+    newest = CliRunner().invoke(app, ["diff", str(file)]).stdout
+    assert max(map(len, newest.splitlines())) <= 80
+    assert "no score" in newest, "the one before the newest has gaps"
+    assert CliRunner().invoke(app, ["diff", str(file), "none"]).exit_code == 2
 
 
 def test_bad_labels_stop_the_task_sft_and_language_sfts_are_still_made(

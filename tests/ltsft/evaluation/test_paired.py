@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltsft.errors import ConfigError
-from ltsft.evaluation.paired import paired_bootstrap
+from ltsft.evaluation.paired import difference_of_means, paired_bootstrap
 
 CANDIDATE = np.array([[3, 4], [1, 5], [2, 2], [0, 3]])
 CHAMPION = np.array([[1, 4], [3, 5], [1, 2], [0, 3]])
@@ -83,3 +83,32 @@ def test_an_f1_whose_denominators_two_models_do_not_share_is_compared_as_a_whole
 def test_outcomes_of_other_sentences_are_refused(candidate: np.ndarray, champion: np.ndarray, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         paired_bootstrap(candidate, champion, confidence=0.95, resamples=100)
+
+
+def test_the_interval_of_one_seed_each_holds_nine_tenths_of_every_possible_resample() -> None:
+    exact = every_resample(CANDIDATE, CHAMPION)
+
+    found = difference_of_means({1: CANDIDATE}, {1: CHAMPION}, confidence=0.9, resamples=200_000)
+
+    assert found.difference == pytest.approx((6 - 5) / 14)
+    assert exact[int(0.045 * len(exact))] <= found.lower <= exact[int(0.055 * len(exact))]
+    assert exact[int(0.945 * len(exact))] <= found.upper <= exact[int(0.955 * len(exact))]
+    assert not found.is_decided
+
+
+def test_a_mean_over_seeds_is_compared_with_the_one_that_is_live_on_the_same_sentences() -> None:
+    better = np.column_stack([CHAMPION[:, 0] + (CHAMPION[:, 0] < CHAMPION[:, 1]), CHAMPION[:, 1]])
+
+    found = difference_of_means({1: better, 2: CHAMPION}, {7: CHAMPION}, confidence=0.95, resamples=2000)
+
+    assert found.difference == pytest.approx((4 / 14) / 2), "half of what one of the two seeds gains"
+    assert 0 <= found.lower <= found.difference <= found.upper
+    alike = difference_of_means({1: CHAMPION, 2: CHAMPION}, {7: CHAMPION}, confidence=0.95, resamples=2000)
+    assert (alike.lower, alike.upper) == (0, 0), "the same sentences were drawn for both"
+
+
+def test_means_over_other_sentences_are_not_compared() -> None:
+    with pytest.raises(ConfigError, match=r"same sentences, got outcomes of shape \(3, 2\) and \(4, 2\)"):
+        difference_of_means({1: CANDIDATE}, {1: CHAMPION[:3]}, confidence=0.95)
+    with pytest.raises(ConfigError, match="same sentences"):
+        difference_of_means({}, {1: CHAMPION}, confidence=0.95)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
@@ -12,7 +14,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from ltsft.errors import ConfigError
-from ltsft.evaluation.matrix import Cell, Matrix, MatrixLanguage, matrix_markdown, matrix_text, percent, points, summary
+from ltsft.evaluation.changes import Change, percent, points
+from ltsft.evaluation.layout import matrix_markdown, matrix_text, summary
+from ltsft.evaluation.matrix import Cell, Matrix, MatrixLanguage
+from ltsft.evaluation.paired import Interval
 from ltsft.report.figures import Pair, colours, density_figure, interference_figure, matrix_figure
 from ltsft.report.page import Note, Plot, html_page
 
@@ -40,6 +45,7 @@ def matrix_of(rows: dict[str, tuple[Any, Any, Any]] = ROWS, *, artificial: bool 
             seeds=3,
             is_source=code == "en",
             reason=REASON if score is None else "",
+            gain_interval=Interval(score - alone, score - alone - 0.03, score - alone + 0.03) if score else None,
             **more,
         )
         for code, (alone, score, _) in rows.items()
@@ -81,7 +87,7 @@ class Page(HTMLParser):
 def test_the_mean_is_over_unseen_languages_that_have_both_scores() -> None:
     mean = matrix_of().mean("pos")
     assert mean is not None
-    assert (mean.count, mean.total, mean.wins) == (2, 3, 1)
+    assert (mean.count, mean.total, mean.judged, mean.wins, mean.losses) == (2, 3, 2, 1, 1)
     assert mean.task_only == pytest.approx(0.45)
     assert mean.score == pytest.approx(0.525)
     assert mean.gain == pytest.approx(0.075)
@@ -103,13 +109,24 @@ def test_languages_of_which_nothing_is_known_have_one_mean() -> None:
 def test_the_summary_says_the_direction_and_the_gaps() -> None:
     assert summary(matrix_of(), "pos") == [
         "On average over 2 unseen languages, the composed model is 7.5 points higher than the task SFT alone "
-        "(52.5 % against 45.0 %). It wins in 1 of 2.",
+        "(52.5 % against 45.0 %). It wins in 1 of 2, loses in 1.",
         "On average over 1 seen language, the composed model is 2.0 points higher than the task SFT alone "
-        "(72.0 % against 70.0 %). It wins in 1 of 1.",
+        "(72.0 % against 70.0 %). It is within noise in 1 of 1.",
         "1 language has no score: Name of myv.",
     ]
     lost = summary(matrix_of({"fo": (0.5, 0.4, False)}), "pos")[0]
     assert "10.0 points lower" in lost
+
+
+def test_a_win_is_told_only_where_the_interval_leaves_out_0() -> None:
+    def said(gain: float, interval: Interval | None) -> str:
+        matrix = matrix_of({"fo": (0.5, 0.5 + gain, False)})
+        return summary(replace(matrix, cells=(replace(matrix.cells[0], gain_interval=interval),)), "pos")[0]
+
+    assert said(-0.004, Interval(-0.004, -0.06, 0.052)).endswith(" It is within noise in 1 of 1.")
+    assert said(0.004, Interval(0.004, -0.052, 0.06)).endswith(" It is within noise in 1 of 1.")
+    assert said(0.05, Interval(0.05, 0.01, 0.09)).endswith(" It wins in 1 of 1.")
+    assert said(0.05, None).endswith("(55.0 % against 50.0 %)."), "a cell that kept no outcomes says nothing"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +150,32 @@ def test_text_is_aligned_and_names_the_reason_of_a_gap() -> None:
     assert "mean, unseen (2 of 3)" in table[6]
     assert "+7.5" in table[6]
     assert "artificial" not in lines[0]
+
+
+def test_each_place_says_what_changed_with_its_interval_and_what_is_live() -> None:
+    lost = Change(0.62, "matrix before", -0.02, Interval(-0.02, -0.031, -0.004))
+    noise = Change(0.44, "version 3", 0.01, Interval(0.01, -0.02, 0.04))
+    matrix = matrix_of(supervised=0.9)
+    cells = {cell.language: cell for cell in matrix.cells}
+    cells["fo"] = replace(cells["fo"], before=lost, live=Change(0.62, "version 2", -0.02, is_same=True))
+    cells["mt"] = replace(cells["mt"], before=replace(noise, is_same=True), live=noise, history=(0.4, 0.44, 0.45))
+    matrix = replace(matrix, cells=tuple(cells.values()))
+
+    text = matrix_text(matrix)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "62.0 → 60.0  ▼ −2.0 [−3.1, −0.4]\n" in text
+    assert "Name of mt, version 3  44.0 → 45.0  ▲ +1.0 [−2.0, +4.0] within noise\n" in text
+    assert re.search(r"Name of fo +fo +▼ −2.0 +62.0 ", text)
+    assert re.search(r"Name of mt +mt +unseen +12,345 .* −5.0\n", text)
+    assert re.search(r"Name of uk +uk +seen +12,345 .* ≈ \+2.0\n", text)
+    markdown = matrix_markdown(matrix)
+    assert r"| ▼ −2.0 \[−3.1, −0.4\] | 62.0 (version 2) |" in markdown
+    assert r"| = unchanged | 44.0 (version 3) ▲ +1.0 \[−2.0, +4.0\] within noise |" in markdown
+    page = Page(html_page(matrix))
+    assert "▼ −2.0 [−3.1, −0.4]" in page.text
+    assert "version 3 ▲ +1.0 [−2.0, +4.0] within noise" in page.text
+    [drawn] = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert drawn["aria-label"] == "score over 3 matrices: from 40.0 to 45.0 %"
 
 
 def test_text_aligns_names_that_are_wide_on_screen() -> None:
