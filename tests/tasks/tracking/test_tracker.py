@@ -316,7 +316,7 @@ def _write_to_a_full_disk(tracker: Tracker) -> None:
 
 
 def _write_under_a_file(tracker: Tracker) -> None:
-    run = tracker.open_run(name="a", kind="cell", subject="a", key="k", parts={})
+    run = tracker.open_run(NewRun(name="a", kind="cell", subject="a", key="k", parts={}))
     folder = Path(tracker.client.get_experiment(tracker.experiment_id).artifact_location)
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text("in the way")
