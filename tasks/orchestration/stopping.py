@@ -5,10 +5,11 @@ as long as its own handler is in place). In the middle of an optimizer step that
 So a training runs in a thread beside: the exception hits the main thread, which waits, the training is asked to stop,
 saves a checkpoint between two steps and ends, and then the exception goes up.
 
-That exception may get lost: Prefect's engine turns one at the start of a task into another, drops one that comes while
-a heartbeat thread is joined, and some libraries catch it while they are imported. So the signals themselves are
-remembered, by the way that Python has for event loops (`signal.set_wakeup_fd`): no handler is replaced, whatever
-handles the signal. It is looked at before each product, task and cell, and by a training after each step.
+That exception may get lost: Prefect's engine turns one at the start of a task into another, and drops one that comes
+while a heartbeat thread is joined; Python drops one in the callback of a weak reference; some libraries catch it while
+they are imported. So the signals themselves are remembered, by the way that Python has for event loops
+(`signal.set_wakeup_fd`): no handler is replaced, whatever handles the signal. It is looked at before each product, task
+and cell, and by a training after each step.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,10 +48,12 @@ class _Remembered:
         with self._reader, writer:
             self._reader.setblocking(False)
             writer.setblocking(False)
-            before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            before, told = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False), sys.unraisablehook
+            sys.unraisablehook = lambda lost: None if lost.exc_type is KeyboardInterrupt else told(lost)
             try:
                 yield
             finally:
+                sys.unraisablehook = told
                 signal.set_wakeup_fd(before)
                 self._reader, self._came = None, set()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -16,7 +17,7 @@ from prefect.client.schemas.objects import State
 from tasks.orchestration.ends import Shortfall, completed, ends_in_words, in_rounds, shortfall_of
 from tasks.orchestration.local_flows import run_locally
 from tasks.orchestration.retries import task
-from tasks.orchestration.stopping import is_asked_to_stop, remembering_orders, run_stoppable
+from tasks.orchestration.stopping import is_asked_to_stop, remembering_orders, run_stoppable, stop_if_asked
 
 pytestmark = pytest.mark.integration
 BEGUN: list[str] = []
@@ -95,6 +96,25 @@ def test_an_order_that_got_lost_stops_the_run_before_its_next_task_and_nothing_i
 
     assert begun == BEGUN
     assert not FAILED
+
+
+class Held:
+    """Something that a weak reference points to."""
+
+
+def test_an_order_that_came_in_the_callback_of_a_weak_reference_is_kept_without_a_traceback(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # in place of pytest's, as in the command
+    held = Held()
+    reference = weakref.ref(held, lambda _: signal.raise_signal(signal.SIGINT))
+    with remembering_orders():
+        del held
+        assert reference() is None
+        with pytest.raises(KeyboardInterrupt):
+            stop_if_asked()
+
+    assert "Traceback" not in capfd.readouterr().err
 
 
 class Stopped(BaseException):
