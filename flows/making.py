@@ -25,6 +25,7 @@ from tasks.orchestration import (
     Shortfall,
     Shortfalls,
     Why,
+    causes,
     completed,
     deployment_name,
     failed,
@@ -92,8 +93,9 @@ class Making(ABC):
         now = open_workspace(self.project)
         found = dict(failures)
         for subject, reason in gaps(read_matrix(now, reasons(failures))).items():
-            broken = [failures[need] for need in now.plan.with_needs([subject]) if need in failures]
-            found[subject] = Shortfall(reason, worst(broken))  # what has no other cause is a verdict on the cell
+            broken = {need: failures[need] for need in now.plan.with_needs([subject]) if need in failures}
+            # what has no other cause is a verdict on the cell
+            found[subject] = Shortfall(reason, worst(broken.values()), causes(broken))
         keys = {step.product.subject: step.product.key for step in now.plan.steps}
         planned = {step.product.subject: step.product.key for step in self.plan.steps}
         self.left = tuple(subject for subject in found if planned.get(subject) != keys.get(subject))

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ltsft.cli.comparing import comparing
 from ltsft.cli.console import console, escaped, fail, fail_run, told_errors
 from ltsft.cli.experiments import experimenting
 from ltsft.cli.flows import run_flow, start_server, wants_bars
 from ltsft.cli.options import AsJson, ProjectFile, ProjectOptions, grouped
 from ltsft.cli.release import releasing
-from ltsft.cli.scores import scoring
 
 if TYPE_CHECKING:
     from ltsft.composition import Weight
@@ -30,7 +30,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 app.add_typer(experimenting)
 app.add_typer(releasing)
-app.add_typer(scoring)
+app.add_typer(comparing)
 
 
 def _print_version(is_asked: bool) -> None:
@@ -280,39 +280,6 @@ def sfts(
     width = max(len(each.subject) for each in found)
     for each in found:
         print(f"{each.subject:{width}}  {each.learnt:%Y-%m-%d %H:%M}  {100 * each.density:6.2f} %  {each.folder}")
-
-
-@app.command()
-def compare(
-    sfts: Annotated[list[Path], typer.Argument(help="Two or more SFT folders.")], as_json: AsJson = False
-) -> None:
-    """Show how every two of the SFTs interfere: overlap, sign conflict, collision."""
-    if len(sfts) < 2:
-        fail(f"compare takes two SFT folders or more, got {len(sfts)}")
-    with told_errors():
-        from ltsft.evaluation import interference
-        from ltsft.sft import load_sft
-
-        loaded = [load_sft(folder) for folder in sfts]
-        pairs = [(a, b, interference(a, b)) for i, a in enumerate(loaded) for b in loaded[i + 1 :]]
-    if as_json:
-        rows: list[dict[str, Any]] = [{"a": a.path, "b": b.path, **met.to_dict()} for a, b, met in pairs]
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table("a", "b", "in both", "x chance", "overlap %", "sign conflict %", "cosine", "energy %", box=None)
-    for a, b, met in pairs:
-        o = met.overall
-        table.add_row(
-            escaped(str(a.path)),
-            escaped(str(b.path)),
-            f"{o.intersection:,}",
-            f"{o.intersection / o.expected:.2f}" if o.expected else "-",
-            f"{100 * o.overlap:.2f}",
-            f"{100 * o.sign_conflict:.2f}",
-            f"{o.cosine_on_intersection:.3f}",
-            f"{100 * o.energy:.2f}",
-        )
-    console().print(table)
 
 
 @app.command()

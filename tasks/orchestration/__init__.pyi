@@ -6,6 +6,7 @@ from tasks.orchestration.deployed import deployment_name as deployment_name
 from tasks.orchestration.ends import Shortfall as Shortfall
 from tasks.orchestration.ends import Shortfalls as Shortfalls
 from tasks.orchestration.ends import Why as Why
+from tasks.orchestration.ends import causes as causes
 from tasks.orchestration.ends import completed as completed
 from tasks.orchestration.ends import ends_in_words as ends_in_words
 from tasks.orchestration.ends import failed as failed

@@ -14,8 +14,8 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -29,6 +29,7 @@ from tasks.settings import read_settings
 
 LONGER = 6
 """Each pause before another attempt is so many times as long as the one before."""
+_MOST_NAMED = 4
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _T = TypeVar("_T")
@@ -49,10 +50,12 @@ class Shortfall:
     Attributes:
         reason: in words, for people.
         why: a verdict, a service, or a bug.
+        behind: subjects of what is to be mended first, because this was not made for their sake alone.
     """
 
     reason: str
     why: Why
+    behind: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(cls, error: LtsftError) -> Shortfall:
@@ -93,10 +96,36 @@ def reasons(failures: Shortfalls) -> dict[str, str]:
     return {subject: shortfall.reason for subject, shortfall in failures.items()}
 
 
+def causes(broken: Shortfalls) -> tuple[str, ...]:
+    """Give what is to be mended first, of products that others need: they themselves, or what they were left for."""
+    return tuple(dict.fromkeys(name for subject, each in broken.items() for name in each.behind or (subject,)))
+
+
 def listed(failures: Shortfalls) -> str:
-    """Give a line for each product that could not be made."""
-    told = reasons(failures)
-    return "\n".join(f"- {subject}: {reason.removeprefix(f'{subject}: ')}" for subject, reason in told.items())
+    """Give a line for each cause, once, and one that counts and names the products behind it.
+
+    The matrix, as an artifact and in the report, has the reason of every single cell.
+    """
+    groups: dict[str, list[str]] = {}
+    for subject, each in failures.items():
+        if not failures.keys() & set(each.behind):
+            groups.setdefault(each.reason.removeprefix(f"{subject}: "), []).append(subject)
+    lines, told = [], set[str]()
+    for reason, subjects in groups.items():
+        behind = [name for name, each in failures.items() if name not in told and set(each.behind) & set(subjects)]
+        told |= set(behind)
+        lines.append(f"- {_named(subjects)}: {reason}")
+        if behind:
+            count = f"{len(behind)} {'product waits' if len(behind) == 1 else 'products wait'}"
+            lines.append(f"  {count} for it: {_named(behind)}")
+    return "\n".join(lines)
+
+
+def _named(subjects: Sequence[str]) -> str:
+    more = len(subjects) - _MOST_NAMED
+    if more <= 1:
+        return ", ".join(subjects)
+    return f"{', '.join(subjects[:_MOST_NAMED])} and {more} more"
 
 
 def failed(message: str, shortfalls: Iterable[Shortfall], error: LtsftError | None = None) -> State[Any]:

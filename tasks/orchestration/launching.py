@@ -35,7 +35,7 @@ from prefect.logging import get_run_logger
 from prefect.states import AwaitingRetry
 
 from ltsft.errors import ServiceError, TrainingError
-from tasks.orchestration.ends import LONGER, Shortfall, Shortfalls, Why, is_away, shortfall_of, worst
+from tasks.orchestration.ends import LONGER, Shortfall, Shortfalls, Why, causes, is_away, shortfall_of, worst
 from tasks.patience import AWAY_SECONDS
 from tasks.settings import read_settings
 
@@ -166,7 +166,9 @@ def _diagnosis(client: SyncPrefectClient, run: FlowRun) -> str:
 
 def not_tried(broken: Shortfalls) -> Shortfall:
     """Say that something was not tried, because what it needs could not be made."""
-    return Shortfall(f"not tried, because {', '.join(broken)} could not be made", worst(broken.values()))
+    return Shortfall(
+        f"not tried, because {', '.join(broken)} could not be made", worst(broken.values()), causes(broken)
+    )
 
 
 def _start_if_ready(client: SyncPrefectClient, launch: Launch, progress: _Progress, crashes: int) -> None:

@@ -167,7 +167,10 @@ def test_inspect_shows_what_an_sft_is(call: Call, sft_folders: dict[str, Path]) 
 def test_compare_shows_every_pair(call: Call, sft_folders: dict[str, Path]) -> None:
     folders = [sft_folders[name] for name in ("language aa", "language bb", "task pos aa seed 1")]
 
-    assert call("compare", *folders).exit_code == 0
+    shown = call("compare", *folders).stdout.splitlines()
+    assert [line.split()[:2] for line in shown[1:3]] == [["aa", "bb"], ["aa", "pos"]]
+    assert max(map(len, shown[:4])) <= 80
+    assert shown[-1] == f"pos: {folders[2]}"
     rows = json.loads(call("compare", *folders, "--json").stdout)
     assert [(row["a"], row["b"]) for row in rows] == [
         (str(a), str(b)) for a, b in ((folders[0], folders[1]), (folders[0], folders[2]), (folders[1], folders[2]))
