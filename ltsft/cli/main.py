@@ -64,9 +64,11 @@ def plan(
 ) -> None:
     """Show each product, whether it is up to date and, if not, why."""
     with told_errors():
-        from tasks.workspace import open_workspace
+        from tasks.workspace import expected, open_workspace
 
-        made = open_workspace(options.ref(file)).plan
+        workspace = open_workspace(options.ref(file))
+        made = workspace.plan
+        time = str(expected(workspace)) if not as_json else ""
     if as_json:
         print(json.dumps([step.as_row() for step in made.steps], indent=2))
         return
@@ -77,6 +79,8 @@ def plan(
     out = console()
     out.print(table)
     out.print(f"{len(made.stale)} of {len(made.steps)} products are to be made")
+    if time:
+        out.print(f"time: {time}", soft_wrap=True)
 
 
 @app.command()
@@ -93,10 +97,12 @@ def run(
     with told_errors():
         from tasks.evaluation import read_matrix, restore_page, with_changes
         from tasks.releases import live_scores
-        from tasks.workspace import open_workspace
+        from tasks.workspace import expected, open_workspace
 
         workspace = open_workspace(ref)
         matrix = read_matrix(workspace)
+        if workspace.plan.stale and not as_json:
+            print(f"{len(workspace.plan.stale)} products are to be made; time: {expected(workspace)}")
         failed = ""
         if workspace.plan.stale or restore_page(workspace, matrix) is None:
             start_server()

@@ -1,3 +1,6 @@
+from ltsft.project.durations import Expected as Expected
+from ltsft.project.durations import Measured as Measured
+from ltsft.project.durations import expected_time as expected_time
 from ltsft.project.plan import Fingerprints as Fingerprints
 from ltsft.project.plan import Plan as Plan
 from ltsft.project.plan import Product as Product

@@ -2,6 +2,7 @@ from tasks.tracking.database import patiently as patiently
 from tasks.tracking.descriptions import describe as describe
 from tasks.tracking.faults import is_away as is_away
 from tasks.tracking.inputs import inputs_of as inputs_of
+from tasks.tracking.records import ATTEMPTS as ATTEMPTS
 from tasks.tracking.records import FLOW_RUN as FLOW_RUN
 from tasks.tracking.records import KIND as KIND
 from tasks.tracking.records import SUBJECT as SUBJECT

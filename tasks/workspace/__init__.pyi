@@ -1,3 +1,4 @@
+from tasks.workspace.durations import expected as expected
 from tasks.workspace.stored import StoredSFT as StoredSFT
 from tasks.workspace.stored import stored_sfts as stored_sfts
 from tasks.workspace.workspace import HELD_OUT as HELD_OUT

@@ -57,6 +57,7 @@ def test_plan_lists_every_product_with_the_reason(call: Call, tiny_project: Path
     assert "language aa" in result.stdout
     assert "new" in result.stdout
     assert "7 of 7 products are to be made" in result.stdout
+    assert "time: not known yet: nothing of this kind has been made here" in result.stdout
 
 
 @pytest.mark.integration
