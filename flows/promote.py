@@ -174,7 +174,7 @@ def _try(workspace: Workspace, composition: Composition, over: int | None, *, re
             raise ReleaseError(f"{composition.slot}: version {candidate.version.number} was refused by {stopping}")
         move_champion(workspace, candidate, run, over=over)
     was = "nothing was" if over is None else f"version {over} was"
-    return f"version {candidate.version.number} is live ({was} before), score {measured.score:.4f}"
+    return f"version {candidate.version.number} is live ({was} before), {candidate.told_score(measured.score)}"
 
 
 def offer_slot(workspace: Workspace, slot: Slot) -> str:
@@ -200,7 +200,7 @@ def offer_slot(workspace: Workspace, slot: Slot) -> str:
             raise ReleaseError(f"{slot}: {said}, and would be refused: its page says why")
         with open_promotion(workspace, composition, over=over, reason="", who="", kind=CANDIDACY) as run:
             candidate, measured, stopping = _judge(workspace, composition, run, over=over)
-        said = f"version {candidate.version.number} is a candidate, score {measured.score:.4f}, and"
+        said = f"version {candidate.version.number} is a candidate, {candidate.told_score(measured.score)}, and"
         if stopping:
             raise ReleaseError(f"{slot}: {said} would be refused by {stopping}")
         return f"{said} passes its gates"

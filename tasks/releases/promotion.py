@@ -81,6 +81,14 @@ class Candidate:
         """What it answers for."""
         return self.composition.slot
 
+    def told_score(self, score: float) -> str:
+        """Say a score; where the matrix shows the mean over several seeds, of which seed it is, and that mean."""
+        metrics = self.cell.metrics
+        if metrics.get("seeds", 1) <= 1:
+            return f"score {score:.4f}"
+        mean, seeds = metrics["score"], int(metrics["seeds"])
+        return f"score {score:.4f} (seed {self.seed}; the mean over {seeds} seeds is {mean:.4f})"
+
 
 def wanted_slots(workspace: Workspace, *, language: str | None = None, target_task: str | None = None) -> list[Slot]:
     """List the cells to release: those asked for, or all that are scored.
@@ -286,7 +294,7 @@ def version_page(candidate: Candidate, measured: Measured, verdicts: Sequence[Ve
     ]
     return "\n".join(
         [
-            f"**{candidate.slot}**: score {measured.score:.4f}, overlap {measured.overlap:.4f}, "
+            f"**{candidate.slot}**: {candidate.told_score(measured.score)}, overlap {measured.overlap:.4f}, "
             f"sign conflict {measured.sign_conflict:.4f}{loss}. Gates: {verdict} ({against}).",
             "",
             "| gate | verdict | numbers |",
