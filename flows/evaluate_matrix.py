@@ -15,9 +15,9 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
-from ltsft.errors import LtsftError
+from ltsft.errors import LtsftError, ServiceError
 from ltsft.project import ProjectRef, Step
-from tasks.evaluation import ScoredMatrix, assemble_matrix, log_matrix, matrix_key, matrix_parts, score_cell
+from tasks.evaluation import Scored, ScoredMatrix, assemble_matrix, log_matrix, matrix_key, matrix_parts, score_cell
 from tasks.orchestration import (
     Shortfall,
     Why,
@@ -72,13 +72,22 @@ def evaluate_matrix(
     if only is None:
         show("matrix")
         why = {**(failures or {}), **reasons(missing)}
-        _report(workspace, assemble_matrix(workspace, why, live_scores(workspace)))
+        _report(workspace, assemble_matrix(workspace, why, _live(workspace)))
     told = f"{len(missing)} of {len(wanted)} cells"
     if worst(missing.values()) is not Why.REFUSED:
         return failed(f"{told} could not be scored:\n{listed(missing)}", missing.values())
     if missing:
         return completed(f"{told} were refused:\n{listed(missing)}", has_refusals=True)
     return completed("no cell is left to score")
+
+
+def _live(workspace: Workspace) -> dict[str, Scored]:
+    """Give what is live, to stand beside the scores; a matrix is not lost where the registry cannot say."""
+    try:
+        return live_scores(workspace)
+    except ServiceError as error:
+        get_run_logger().warning("the matrix does not say what is live: %s", error)
+        return {}
 
 
 def _score(workspace: Workspace, step: Step) -> None:
