@@ -24,7 +24,7 @@ def find_near_duplicates(lines: Sequence[str]) -> list[bool]:
     """
     from datasketch import MinHash, MinHashLSH  # loads for a second
 
-    index = MinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS)
+    index, empty = MinHashLSH(threshold=ALIKE, num_perm=PERMUTATIONS), MinHash(num_perm=PERMUTATIONS)
     seen: set[str] = set()
     found = []
     for number, line in enumerate(lines):
@@ -33,7 +33,7 @@ def find_near_duplicates(lines: Sequence[str]) -> list[bool]:
             continue
         seen.add(line)
         pieces = {line[i : i + PIECE].encode("utf-8", "backslashreplace") for i in range(len(line) - PIECE + 1)}
-        sketch = MinHash(num_perm=PERMUTATIONS)
+        sketch = empty.copy()  # drawing the permutations costs as much as all else
         sketch.update_batch(pieces)
         found.append(bool(index.query(sketch)))
         index.insert(number, sketch)
