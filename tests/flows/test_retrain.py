@@ -220,6 +220,6 @@ def test_of_many_sfts_not_every_two_are_compared(finished: Workspace, monkeypatc
     from tasks.evaluation import cells as evaluation
 
     with disable_run_logger():
-        assert len(evaluation.assemble_matrix.fn(finished, {}).pairs) == 6  # three languages and a target task
+        assert len(evaluation.assemble_matrix.fn(finished, {}, {}).pairs) == 6  # three languages and a target task
         monkeypatch.setattr(evaluation, "MOST_PAIRED", 3)
-        assert not evaluation.assemble_matrix.fn(finished, {}).pairs
+        assert not evaluation.assemble_matrix.fn(finished, {}, {}).pairs
