@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from sigterm import raising_on_sigterm
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
@@ -81,6 +82,13 @@ def shared() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("real data are not here: set LTSFT_SHARED to a folder with data/, models/ and reference/")
     return Path(named)
+
+
+@pytest.fixture
+def sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises `sigterm.Stopped` in this process."""
+    with raising_on_sigterm():
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from pydantic import BaseModel, Field, GetJsonSchemaHandler
@@ -57,9 +58,9 @@ class Result(BaseModel):
     pieces: int = Field(default=1, description="more than 1 where the text was longer than the base takes at once")
     is_cut: bool = Field(default=False, description="whether something was left out because it did not fit")
 
+    @abstractmethod
     def columns(self) -> dict[str, Any]:
         """Give it as a row of a table."""
-        raise NotImplementedError
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

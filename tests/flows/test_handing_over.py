@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sigterm import Stopped
 
 from ltsft.errors import ConflictError
 from ltsft.project.plan import language_subject
@@ -23,10 +24,6 @@ from tasks.tracking.records import FAILURE
 from tasks.workspace.workspace import Workspace, open_workspace
 
 pytestmark = pytest.mark.integration
-
-
-class Stopped(BaseException):
-    """What a handler of SIGTERM raises in the main thread."""
 
 
 @pytest.fixture
@@ -43,23 +40,13 @@ def shared_by_machines(tiny_project: Path, bucket: Bucket, monkeypatch: pytest.M
     read_settings.cache_clear()
 
 
-@pytest.fixture
-def stoppable() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def lease_of(workspace: Workspace, key: str) -> dict[str, Any]:
     assert workspace.bucket is not None
     return dict(json.loads(workspace.bucket.get(f"leases/{key}.json").data))
 
 
 def test_an_evicted_training_gives_its_key_back_before_its_process_ends(
-    prefect_server: None, shared_by_machines: Path, stoppable: None
+    prefect_server: None, shared_by_machines: Path, sigterm_raises: None
 ) -> None:
     from flows.adapt_language import adapt_language
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.client.schemas.objects import State
+from sigterm import Stopped
 
 from tasks.orchestration.ends import Shortfall, completed, ends_in_words, in_rounds, shortfall_of
 from tasks.orchestration.local_flows import run_locally
@@ -117,21 +118,7 @@ def test_an_order_that_came_in_the_callback_of_a_weak_reference_is_kept_without_
     assert "Traceback" not in capfd.readouterr().err
 
 
-class Stopped(BaseException):
-    """What the handler raises that was there before Prefect's."""
-
-
-@pytest.fixture
-def handler() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def test_sigterm_is_kept_as_well(handler: None) -> None:
+def test_sigterm_is_kept_as_well(sigterm_raises: None) -> None:
     signal_when(starts_a_task, signal.SIGTERM)
     with pytest.raises(Stopped):
         make_three()

@@ -8,31 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
+from sigterm import Stopped
 
 from ltsft.errors import InterruptedTraining
 from tasks.orchestration.stopping import run_stoppable
 
 
-class Stopped(BaseException):
-    """What Prefect's handler of SIGTERM raises in the main thread."""
-
-
-@pytest.fixture
-def handler() -> Iterator[None]:
-    def stop(number: int, frame: object) -> None:
-        raise Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
-def test_sigterm_waits_for_the_end_of_a_step_and_then_goes_up(handler: None) -> None:
+def test_sigterm_waits_for_the_end_of_a_step_and_then_goes_up(sigterm_raises: None) -> None:
     steps = []
 
     def train(should_stop: Callable[[], bool]) -> None:
@@ -51,7 +38,7 @@ def test_sigterm_waits_for_the_end_of_a_step_and_then_goes_up(handler: None) -> 
     assert steps == list(range(len(steps))), "no step was cut"
 
 
-def test_the_handler_of_sigterm_stays_in_place(handler: None) -> None:
+def test_the_handler_of_sigterm_stays_in_place(sigterm_raises: None) -> None:
     """Prefect acknowledges an order to stop only while its own handler is the one."""
     before = signal.getsignal(signal.SIGTERM)
 
