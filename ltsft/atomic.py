@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Folders and small files that are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["flush_folder", "fresh_folder"]
+__all__ = ["flush_folder", "fresh_folder", "write_whole"]
 
 
 @contextmanager
@@ -22,6 +22,16 @@ def fresh_folder(folder: Path) -> Iterator[Path]:
         yield fresh
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a small file: a reader sees all of it or what was there before, and two writers do not meet."""
+    fresh = file.parent / f".{file.name}.{uuid.uuid4().hex}.partial"
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(file)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ltsft.atomic import flush_folder, fresh_folder
+from ltsft.atomic import flush_folder, fresh_folder, write_whole
 from ltsft.errors import ReleaseError, ServiceError
 from ltsft.release import ComposedPart, Release, ReleaseSource, Slot, check_part, parse_composition
 
@@ -85,9 +85,7 @@ class Bundle:
             self._add(part, source)
         index = self.folder / _INDEX
         text = json.dumps([_row(release) for release in found], indent=2, sort_keys=True)
-        half = index.with_suffix(".new")
-        half.write_text(text + "\n", encoding="utf-8")
-        half.replace(index)
+        write_whole(index, f"{text}\n".encode())
         flush_folder(self.folder)
         for folder in (self.folder / _SFTS).iterdir():
             if folder.name not in parts:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ltsft.atomic import write_whole
 from ltsft.canonical import canonical_json
 from ltsft.config import LT_SFT
 from ltsft.errors import ConfigError, StoredFileError
@@ -200,9 +201,7 @@ def _interval(workspace: Workspace, now: Scored, other: Scored) -> tuple[Interva
         return None, "other sentences"
     interval = difference_of_means(*whole, confidence=CONFIDENCE)
     kept.parent.mkdir(exist_ok=True)
-    half = kept.with_suffix(f".{now.run_id}.new")
-    half.write_text(json.dumps(asdict(interval)), encoding="utf-8")
-    half.replace(kept)
+    write_whole(kept, json.dumps(asdict(interval)).encode())
     return interval, ""
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ltsft.atomic import write_whole
 from ltsft.canonical import hash_json
 from ltsft.config import LT_SFT, TargetTask
 from ltsft.evaluation import Cell, Interval, Matrix, MatrixLanguage
@@ -89,9 +90,7 @@ def write_page(workspace: Workspace, page: bytes) -> Path:
     """Write the page into the store folder, whole or not at all."""
     target = workspace.store / PAGE
     if not target.is_file() or target.read_bytes() != page:
-        half = target.with_suffix(".new")
-        half.write_bytes(page)
-        half.replace(target)
+        write_whole(target, page)
     return target
 
 

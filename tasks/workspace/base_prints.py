@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from ltsft.atomic import write_whole
 
 FILE = "base-fingerprints.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -50,9 +51,7 @@ def base_prints(base: str, revision: str | None, store: Path, read: Callable[[],
         pass
     found = read()
     if _stamp(base, revision) == stamp:
-        half = file.with_name(f".{uuid.uuid4().hex}.{FILE}")
-        half.write_text(json.dumps({"stamp": stamp, "fingerprints": asdict(found)}), encoding="utf-8")
-        half.replace(file)
+        write_whole(file, json.dumps({"stamp": stamp, "fingerprints": asdict(found)}).encode())
     return found
 
 
