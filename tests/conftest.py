@@ -67,14 +67,6 @@ def quiet_environment() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def no_stores_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the store that an MLflow server of an earlier test took for that of the whole process."""
-    for kind, name in (("_tracking_service", "_tracking_uri"), ("_model_registry", "_registry_uri")):
-        if module := sys.modules.get(f"mlflow.tracking.{kind}.utils"):
-            monkeypatch.setattr(module, name, None)
-
-
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data, bases and reference files: the folder that LTSFT_SHARED names."""

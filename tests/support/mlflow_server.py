@@ -21,8 +21,9 @@ def mlflow_serving(store: Path) -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         # A server takes its store for that of the whole process, clients and variables included.
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.delenv("MLFLOW_TRACKING_URI")
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+            patch.setenv(name, "")
+            patch.delenv(name)
         patch.setattr(tracking, "_tracking_uri", None)
         patch.setattr(registry, "_registry_uri", None)
         patch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{store}/mlflow.db")
